@@ -1,0 +1,1 @@
+"""Git hosts: one module each, behind one Protocol. See `base.py`."""

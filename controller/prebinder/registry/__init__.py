@@ -1,0 +1,1 @@
+"""Where images are: an OCI registry, or the engine's own store. See `base.py`."""

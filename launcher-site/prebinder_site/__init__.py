@@ -1,0 +1,1 @@
+"""Prebinder's launch endpoint and static site."""
