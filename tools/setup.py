@@ -87,7 +87,7 @@ def install_system_packages() -> None:
     say(f"installing {', '.join(missing)} …")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     run(["apt-get", "update", "-qq"], environment)
-    run(line.split() + ["-qq"], environment)
+    run([*line.split(), "-qq"], environment)
 
 
 def install_python_packages(extra: str) -> None:

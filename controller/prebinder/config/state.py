@@ -1,0 +1,103 @@
+"""The state folder: where a running Prebinder keeps what must outlive it.
+
+All of it can be made anew but `secrets/`, `ledger.sqlite` (history) and `git/` (what people pushed to the demo).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+# A Unix socket's path is limited to 108 bytes with its end (unix(7)).
+_LONGEST_SOCKET = 100
+
+
+@dataclass(frozen=True, slots=True)
+class StateFolder:
+    """Paths below `root` (absolute)."""
+
+    root: Path
+
+    @property
+    def ledger(self) -> Path:
+        return self.root / "ledger.sqlite"
+
+    @property
+    def logs(self) -> Path:
+        """Logs of builds."""
+        return self.root / "builds"
+
+    @property
+    def work(self) -> Path:
+        """Checkouts of running builds."""
+        return self.root / "work"
+
+    @property
+    def site(self) -> Path:
+        """Generations of the static site."""
+        return self.root / "site"
+
+    @property
+    def endpoint(self) -> Path:
+        """The launch endpoint's last copy of the catalogue."""
+        return self.root / "endpoint"
+
+    @property
+    def git_cache(self) -> Path:
+        """Commit histories fetched from plain Git hosts."""
+        return self.root / "git-cache"
+
+    @property
+    def demo(self) -> Path:
+        """The demo's bare Git repositories."""
+        return self.root / "git"
+
+    @property
+    def hub(self) -> Path:
+        """JupyterHub's database, configuration and cookie secret."""
+        return self.root / "hub"
+
+    @property
+    def log(self) -> Path:
+        """Logs of Prebinder's own processes."""
+        return self.root / "log"
+
+    @property
+    def run(self) -> Path:
+        """Sockets and locks. Elsewhere than below `root` when that path is too long for a Unix socket."""
+        here = self.root / "run"
+        if len(os.fsencode(here / "controller.sock")) <= _LONGEST_SOCKET:
+            return here
+        key = hashlib.sha256(os.fsencode(self.root)).hexdigest()[:16]
+        return Path(tempfile.gettempdir()) / f"prebinder-{os.getuid()}-{key}"
+
+    @property
+    def controller_socket(self) -> Path:
+        return self.run / "controller.sock"
+
+    def create(self) -> None:
+        """Make the folders that hold private things, readable by their owner only. Safe to call again."""
+        for folder in (self.root, self.run, self.log, self.root / "secrets"):
+            folder.mkdir(parents=True, exist_ok=True)
+        for folder in (self.run, self.root / "secrets"):
+            folder.chmod(0o700)
+
+    def secret(self, name: str) -> str:
+        """A random secret (256 bits, hex) that is made once and kept in a file of mode 600."""
+        path = self.root / "secrets" / name
+        try:
+            if text := path.read_text().strip():
+                return text
+        except FileNotFoundError:
+            pass
+        text = secrets.token_hex(32)
+        half = path.with_suffix(".new")
+        half.unlink(missing_ok=True)
+        with os.fdopen(os.open(half, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(text + "\n")
+        half.replace(path)
+        return text
