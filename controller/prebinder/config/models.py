@@ -283,8 +283,8 @@ class HubConfig(_Section):
     """The same as browsers reach it; `url` by default."""
     token: Secret | None = None
     """API token of the Hub's service for Prebinder; needed with `url`."""
-    port: int = Field(8586, ge=0, le=65535)
-    """Port on which `prebinder up` puts the Hub's proxy; 0 picks a free one."""
+    port: int | None = Field(None, ge=1, le=65535)
+    """Port on which `prebinder up` puts the Hub's proxy; by default the site's port plus one, or else any free one."""
     cull: CullConfig = CullConfig()
     """Culling of idle servers."""
     memory: Bytes = 2 * 10**9
