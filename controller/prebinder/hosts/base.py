@@ -25,7 +25,11 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class RefChanged:
-    """A host says that a ref of a repository moved. `revision` is None when the ref was deleted or is not told."""
+    """A host says that a ref of a repository moved.
+
+    `ref` is the short name of a branch or tag (`main`, `v1.0`). `revision` is None when the ref was deleted, or when
+    the host does not tell; of an annotated tag it may be the tag object: the next look at the refs peels it.
+    """
 
     repository: Repository
     ref: str
@@ -79,7 +83,8 @@ class Host(Protocol):
     def verify_webhook(self, headers: Mapping[str, str], body: bytes) -> tuple[RefChanged, ...]:
         """What a webhook says; empty for events that change no ref (ping). `headers` has lower-case keys.
 
-        Raises WebhookRejected when the signature is not the body's, or the body is malformed.
+        Raises WebhookRejected when the signature is not the body's; WebhookMalformed when it is, and the body still
+        is not what the host documents.
         """
         ...
 

@@ -10,7 +10,8 @@ event stream, on the site and in the command line.
     │   ├── RefNotFound       the repository answers, but has no such ref
     │   ├── RepositoryNotFound
     │   ├── HostUnavailable   timeout, refused connection, 5xx; carries retry_after when the host named one
-    │   └── WebhookRejected   signature missing or wrong, body malformed
+    │   └── WebhookRejected   signature missing or wrong
+    │       └── WebhookMalformed  rightly signed, but not what the host documents
     ├── RegistryError         the image store is away, full, or refuses us
     ├── EngineError           podman or docker is missing, away or broken
     ├── BuildFailed           an attempt ended without an image; carries a Failure
@@ -198,6 +199,10 @@ class WebhookRejected(HostError):
     """A webhook's signature is missing or wrong, or its body is not what the host documents."""
 
     kind = FailureKind.REFUSED
+
+
+class WebhookMalformed(WebhookRejected):
+    """The signature is right, the body is not what the host documents."""
 
 
 class RegistryError(PrebinderError):
