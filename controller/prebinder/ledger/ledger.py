@@ -96,7 +96,7 @@ class Ledger:
             have[row.repository][0].append(RefMemory(RefKind(row.kind), row.name, row.revision, row.covered))
         for row in revision_rows:
             have[row.repository][1][row.revision] = RevisionMemory(
-                row.revision, row.position, row.first_seen, row.summary, row.between, row.image, row.image_since
+                row.revision, row.position, row.first_seen, row.summary, row.via, row.image, row.image_since
             )
         return {
             row.repository: RepositoryMemory(
@@ -307,20 +307,25 @@ def _revision_row(repository: str, revision: RevisionMemory) -> dict[str, Any]:
         "position": revision.position,
         "first_seen": revision.first_seen,
         "summary": revision.summary,
-        "between": revision.between,
+        "via": revision.via,
         "image": revision.image,
         "image_since": revision.image_since,
     }
 
 
 def _build_row(entry: BuildEntry) -> dict[str, Any]:
-    return {**entry.record.model_dump(mode="python"), "wanted": entry.wish.value, "recipe": entry.recipe}
+    return {
+        **entry.record.model_dump(mode="python"),
+        "wanted": entry.wish.value,
+        "recipe": entry.recipe,
+        "superseded": entry.superseded,
+    }
 
 
 def _build(row: Row[Any]) -> BuildEntry:
     fields = row._mapping
     record = BuildRecord.model_validate({name: fields[name] for name in BuildRecord.model_fields})
-    return BuildEntry(record, Wish(row.wanted), row.recipe)
+    return BuildEntry(record, Wish(row.wanted), row.recipe, row.superseded)
 
 
 __all__ = ["Ledger", "LedgerError", "sqlite_url"]

@@ -30,6 +30,8 @@ class BuildEntry:
     wish: Wish
     recipe: str
     """Digest of the settings that the outcome depends on; a failure is tried again when they change."""
+    superseded: bool = False
+    """Cancelled because a newer revision took its place, not by a person."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +54,8 @@ class RevisionMemory:
     """Grows with each commit that is seen: the newest has the highest."""
     first_seen: datetime
     summary: str | None = None
-    between: bool = False
-    """It came between two positions of a ref whose every commit is wanted."""
+    via: str | None = None
+    """Set when it came between two positions of this ref, whose every commit is wanted."""
     image: str | None = None
     """What the Hub starts, when there was an image at the last look."""
     image_since: datetime | None = None

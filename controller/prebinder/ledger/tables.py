@@ -90,7 +90,7 @@ revisions = Table(
     Column("position", BigInteger, nullable=False),
     Column("first_seen", UtcDateTime, nullable=False),
     Column("summary", Text),
-    Column("between", Boolean, nullable=False, default=False),
+    Column("via", String(255)),
     Column("image", String(512)),
     Column("image_since", UtcDateTime),
 )
@@ -114,6 +114,7 @@ builds = Table(
     Column("message", Text),
     Column("wanted", String(16), nullable=False),
     Column("recipe", String(64), nullable=False),
+    Column("superseded", Boolean, nullable=False, default=False),
     Index(None, "state"),
     Index(None, "image", "queued_at"),
     Index(None, "queued_at"),

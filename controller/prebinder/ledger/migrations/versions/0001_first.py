@@ -43,7 +43,7 @@ def upgrade() -> None:
         sa.Column("position", sa.BigInteger(), nullable=False),
         sa.Column("first_seen", _time(), nullable=False),
         sa.Column("summary", sa.Text()),
-        sa.Column("between", sa.Boolean(), nullable=False),
+        sa.Column("via", sa.String(255)),
         sa.Column("image", sa.String(512)),
         sa.Column("image_since", _time()),
         sa.PrimaryKeyConstraint("repository", "revision", name="pk_revisions"),
@@ -69,6 +69,7 @@ def upgrade() -> None:
         sa.Column("message", sa.Text()),
         sa.Column("wanted", sa.String(16), nullable=False),
         sa.Column("recipe", sa.String(64), nullable=False),
+        sa.Column("superseded", sa.Boolean(), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_builds"),
     )
     op.create_index("ix_builds_state", "builds", ["state"])
