@@ -1,0 +1,424 @@
+"""The container engine of one instance of Prebinder: found, set up apart from everything else, stopped wholly.
+
+Guarantees:
+- Nothing outside the state folder is configured: podman gets its storage, network, registries and limits by
+  environment. Two instances on one machine (a running Prebinder and its tests) never meet: own storage, own bridge,
+  own subnet.
+- Leaving `start_engine` leaves no process, container, mount, bridge or firewall rule behind; images stay. After
+  `kill -9` the next start clears the same away first (`clear_leftovers`).
+- Builds and servers run as containers in that bridge network, never in the host's.
+
+How certificates get into builds: the machine's own CAs (`/usr/local/share/ca-certificates/*.crt`) are part of the base
+image that `base_image.py` makes; images built on other bases trust what those bases trust.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import ipaddress
+import json
+import os
+import resource
+import secrets
+import shutil
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import httpx
+import structlog
+
+from prebinder.builders.engine import PASSED_ON, Engine, attempt, call, last_line
+from prebinder.model.failure import EngineError
+from prebinder.onemachine import leftovers
+
+log = structlog.get_logger(__name__)
+
+EngineChoice = Literal["auto", "podman", "docker"]
+INSTANCE_LABEL = "prebinder.instance"
+_SOCKET_LIMIT = 100  # sun_path holds 108 bytes
+_PACKAGES = ("podman", "runc", "netavark", "aardvark-dns", "iptables", "uidmap", "iproute2")
+_INSTALL_LINE = f"sudo apt-get install --no-install-recommends {' '.join(_PACKAGES)}"
+_WANTED_LIMITS = {"nofile": (resource.RLIMIT_NOFILE, 65536), "nproc": (resource.RLIMIT_NPROC, 32768)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """The names and folders of one instance's podman, all of them functions of its state folder."""
+
+    folder: Path
+    instance: str
+
+    @classmethod
+    def of(cls, state: Path) -> _Place:
+        folder = state.absolute() / "engine"
+        return cls(folder, hashlib.sha256(str(folder).encode()).hexdigest()[:10])
+
+    @property
+    def storage(self) -> Path:
+        return self.folder / "storage"
+
+    @property
+    def run(self) -> Path:
+        return self.folder / "run"
+
+    @property
+    def interface(self) -> str:
+        return f"pb-{self.instance}"  # 13 characters; the kernel takes 15
+
+    @property
+    def storage_conf(self) -> Path:
+        """Its path also marks the processes of this instance."""
+        return self.folder / "storage.conf"
+
+    @property
+    def subnet_file(self) -> Path:
+        return self.folder / "subnet"
+
+    @property
+    def socket(self) -> Path:
+        socket = self.folder / "podman.sock"
+        if len(os.fsencode(socket)) < _SOCKET_LIMIT:
+            return socket
+        # Too deep for a Unix socket: a folder of our own in the place for such things.
+        base = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
+        return base / f"prebinder-{os.geteuid()}-{self.instance}" / "podman.sock"
+
+    def environment(self) -> dict[str, str]:
+        return {
+            "CONTAINERS_CONF": str(self.folder / "containers.conf"),
+            "CONTAINERS_STORAGE_CONF": str(self.storage_conf),
+            "CONTAINERS_REGISTRIES_CONF": str(self.folder / "registries.conf"),
+            "REGISTRY_AUTH_FILE": str(self.folder / "auth.json"),
+            "TMPDIR": str(self.folder / "tmp"),
+            "HOME": str(self.folder / "home"),
+        }
+
+
+@contextlib.asynccontextmanager
+async def start_engine(
+    state: Path,
+    choice: EngineChoice = "auto",
+    *,
+    install: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> AsyncIterator[Engine]:
+    """An engine for the instance whose state folder is `state`, until the block ends.
+
+    `auto` takes podman when it works, else docker when it answers. With `install`, a missing podman is installed where
+    that is allowed (root on Debian or Ubuntu). Raises EngineError that says what to do when there is none.
+    """
+    problem = ""
+    if choice in ("auto", "podman"):
+        if shutil.which("podman") is None and install and (choice == "podman" or not await _docker_answers()):
+            await install_engine(say)
+        try:
+            engine = await _prepare_podman(_Place.of(state))
+        except EngineError as error:
+            problem = str(error)
+            if choice == "podman":
+                raise
+        else:
+            async with _podman_service(_Place.of(state), engine):
+                yield engine
+            return
+    if not await _docker_answers():
+        hint = "Start Docker, or set builder.engine: podman." if choice == "docker" else f"Run: {_INSTALL_LINE}"
+        reason = f"docker does not answer on {_docker_socket()}"
+        raise EngineError(f"No container engine is usable ({'; '.join(filter(None, (problem, reason)))}). {hint}")
+    place = _Place.of(state)
+    place.folder.mkdir(parents=True, exist_ok=True)
+    engine = Engine(
+        "docker",
+        {"DOCKER_HOST": f"unix://{_docker_socket()}", "HOME": str(place.folder)},
+        _docker_socket(),
+        labels={INSTANCE_LABEL: place.instance},
+    )
+    await call(engine, "buildx", "version")
+    await _remove_labelled(engine)
+    try:
+        yield engine
+    finally:
+        await _remove_labelled(engine)
+
+
+async def install_engine(say: Callable[[str], None]) -> None:
+    """Install podman where that is allowed: as root on Debian and Ubuntu. Raises EngineError with the line to run."""
+    await install_packages(_PACKAGES, "the container engine podman", say)
+
+
+async def install_packages(packages: tuple[str, ...], what: str, say: Callable[[str], None]) -> None:
+    """Install Debian packages without questions. Raises EngineError with the line to run where that is not allowed."""
+    line = f"apt-get install --no-install-recommends {' '.join(packages)}"
+    if shutil.which("apt-get") is None:
+        raise EngineError(f"There is no {what}. Install it with your system's package tool: {' '.join(packages)}")
+    if os.geteuid() != 0:
+        raise EngineError(f"There is no {what}, and only root may install it. Run: sudo {line}")
+    say(f"Installing {what} with apt (about 15 s) …")
+    environment = {k: os.environ[k] for k in PASSED_ON if k in os.environ} | {"DEBIAN_FRONTEND": "noninteractive"}
+    wait = ["-o", "DPkg::Lock::Timeout=120", "-o", "Acquire::Retries=2"]
+    await attempt(["apt-get", *wait, "-q", "update"], environment, 300)
+    command = ["apt-get", *wait, "-q", "-y", "--no-install-recommends", "install", *packages]
+    code, _, errors = await attempt(command, environment, 900)
+    if code != 0:
+        raise EngineError(f"{what.capitalize()} could not be installed: {last_line(errors)}. Run: {line}")
+
+
+async def clear_leftovers(state: Path) -> None:
+    """End and remove what an instance left after `kill -9`: containers, processes, mounts, bridge, firewall rules.
+
+    Images stay. Does nothing, quickly, when nothing is left.
+    """
+    await asyncio.to_thread(_clear, _Place.of(state))
+
+
+async def _prepare_podman(place: _Place) -> Engine:
+    """Write podman's configuration for this instance and see that it works. Raises EngineError."""
+    if shutil.which("podman") is None:
+        raise EngineError("podman is not installed")
+    await asyncio.to_thread(_clear, place)
+    await asyncio.to_thread(_write_configuration, place)
+    engine = Engine(
+        "podman",
+        place.environment(),
+        place.socket,
+        network=_network_name(place),
+        storage=place.storage,
+        labels={INSTANCE_LABEL: place.instance},
+    )
+    version = await call(engine, "version", "--format", "{{.Client.Version}}")
+    if int(version.split(".")[0]) < 4:
+        raise EngineError(f"podman {version.strip()} is too old; Prebinder needs podman 4 or newer")
+    await call(engine, "info", "--format", "{{.Store.GraphDriverName}}")
+    return engine
+
+
+def _write_configuration(place: _Place) -> None:
+    for folder in (place.storage, place.run, place.folder / "tmp", place.folder / "home", place.folder / "networks"):
+        folder.mkdir(parents=True, exist_ok=True)
+    place.folder.chmod(0o700)
+    place.socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # A new name each time: netavark keeps addresses by network name outside our folder, and those of containers that
+    # were killed are never given back.
+    name = f"prebinder-{place.instance}-{secrets.token_hex(3)}"
+    for old in (place.folder / "networks").glob("*.json"):
+        old.unlink()
+    subnet = _choose_subnet(place)
+    network = {
+        "name": name,
+        "id": hashlib.sha256(name.encode()).hexdigest(),
+        "driver": "bridge",
+        "network_interface": place.interface,
+        "created": "2026-01-01T00:00:00Z",
+        "subnets": [{"subnet": str(subnet), "gateway": str(subnet[1])}],
+        "ipv6_enabled": False,
+        "internal": False,
+        "dns_enabled": False,
+        "ipam_options": {"driver": "host-local"},
+    }
+    (place.folder / "networks" / f"{name}.json").write_text(json.dumps(network))
+    ulimits = [f"{key}={_limit(key)}:{_limit(key)}" for key in _WANTED_LIMITS]
+    containers = f"""\
+# Written by Prebinder at each start.
+[containers]
+default_ulimits = {json.dumps(ulimits)}
+[engine]
+runtime = "{_runtime()}"
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+[network]
+network_backend = "netavark"
+network_config_dir = {json.dumps(str(place.folder / "networks"))}
+default_network = "{name}"
+default_subnet = "{subnet}"
+"""
+    (place.folder / "containers.conf").write_text(containers)
+    place.storage_conf.write_text(
+        f'[storage]\ndriver = "overlay"\n'
+        f"graphroot = {json.dumps(str(place.storage))}\nrunroot = {json.dumps(str(place.run))}\n"
+    )
+    (place.folder / "registries.conf").write_text('unqualified-search-registries = ["docker.io"]\n')
+    (place.folder / "auth.json").write_text("{}")
+
+
+def _network_name(place: _Place) -> str:
+    return next((place.folder / "networks").glob("*.json")).stem
+
+
+def _limit(key: str) -> int:
+    """As many as we want, or as the hard limit of this process allows: nothing can raise that for a container."""
+    number, wanted = _WANTED_LIMITS[key]
+    hard = resource.getrlimit(number)[1]
+    return wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+
+
+def _runtime() -> str:
+    """crun where there is only cgroup v2; elsewhere runc, for crun refuses hybrid hierarchies."""
+    unified = Path("/sys/fs/cgroup/cgroup.controllers").exists()
+    order = ("crun", "runc") if unified else ("runc", "crun")
+    search = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin:/usr/local/sbin"
+    return next((name for name in order if shutil.which(name, path=search)), order[0])
+
+
+def _choose_subnet(place: _Place) -> ipaddress.IPv4Network:
+    """A /24 of 10.64.0.0/10 for this instance: the one it had, or one by its name, that no route of the machine uses.
+
+    Chosen by the instance's hash, so that two instances that start at once choose differently.
+    """
+    taken = _routed_networks(place.interface)
+    with contextlib.suppress(OSError, ValueError):
+        had = ipaddress.IPv4Network(place.subnet_file.read_text().strip())
+        if not any(had.overlaps(other) for other in taken):
+            return had
+    start = int(place.instance, 16)
+    for step in range(16384):
+        number = (start + step * 257) % 16384
+        subnet = ipaddress.IPv4Network(f"10.{64 + number // 256}.{number % 256}.0/24")
+        if not any(subnet.overlaps(other) for other in taken):
+            place.subnet_file.write_text(str(subnet))
+            return subnet
+    raise EngineError("No free subnet in 10.64.0.0/10 for the containers' network: the machine routes all of it.")
+
+
+def _routed_networks(except_interface: str) -> list[ipaddress.IPv4Network]:
+    """What the machine's routing table reaches, other than by default (proc_net_route: little-endian hex)."""
+    networks = []
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/net/route").read_text().splitlines()[1:]:
+            interface, destination, *_ = fields = line.split()
+            mask = fields[7]
+            if interface == except_interface or mask == "00000000":
+                continue
+            address = ipaddress.IPv4Address(bytes.fromhex(destination)[::-1])
+            networks.append(
+                ipaddress.IPv4Network(f"{address}/{ipaddress.IPv4Address(bytes.fromhex(mask)[::-1])}", strict=False)
+            )
+    return networks
+
+
+@contextlib.asynccontextmanager
+async def _podman_service(place: _Place, engine: Engine) -> AsyncIterator[None]:
+    """Serve the Docker API until the block ends, started again when it ends by itself; then clear everything away."""
+    started = asyncio.Event()
+    supervising = asyncio.create_task(_supervise(place, engine, started))
+    try:
+        waiting = asyncio.create_task(started.wait())
+        await asyncio.wait({waiting, supervising}, return_when=asyncio.FIRST_COMPLETED, timeout=30)
+        waiting.cancel()
+        if supervising.done():
+            await supervising
+        if not started.is_set():
+            raise EngineError("podman's service did not answer within 30 s.")
+        yield
+    finally:
+        supervising.cancel()
+        await asyncio.gather(supervising, return_exceptions=True)
+        await asyncio.shield(asyncio.to_thread(_clear, place))
+
+
+async def _supervise(place: _Place, engine: Engine, started: asyncio.Event) -> None:
+    pause = 0.2
+    while True:
+        place.socket.unlink(missing_ok=True)
+        # setpriv: the service ends with us, however we end.
+        process = await asyncio.create_subprocess_exec(
+            *("setpriv", "--pdeathsig", "TERM", "podman", "--log-level", "error"),
+            *("system", "service", "--time", "0", f"unix://{place.socket}"),
+            env=engine.full_environment(),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            await _wait_until_answers(process, place.socket)
+            started.set()
+            code = await process.wait()
+            log.warning("engine.service_ended", code=code)
+        finally:
+            if process.returncode is None:
+                process.terminate()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(3):
+                        await process.wait()
+                if process.returncode is None:
+                    process.kill()
+                    await process.wait()
+        await asyncio.sleep(pause)
+        pause = min(pause * 2, 30)
+
+
+async def _wait_until_answers(process: asyncio.subprocess.Process, socket: Path) -> None:
+    pause = 0.02
+    while not await answers(socket):
+        if process.returncode is not None:
+            raise EngineError(f"podman's service ended at once with exit code {process.returncode}.")
+        await asyncio.sleep(pause)
+        pause = min(pause * 1.5, 0.5)
+
+
+async def answers(socket: Path) -> bool:
+    """Whether an engine answers on `socket`."""
+    if not socket.exists():
+        return False
+    try:
+        async with httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=str(socket)), timeout=5) as client:
+            return (await client.get("http://engine/_ping")).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def _docker_socket() -> Path:
+    host = os.environ.get("DOCKER_HOST", "")
+    return Path(host.removeprefix("unix://")) if host.startswith("unix://") else Path("/var/run/docker.sock")
+
+
+async def _docker_answers() -> bool:
+    return shutil.which("docker") is not None and await answers(_docker_socket())
+
+
+async def _remove_labelled(engine: Engine) -> None:
+    """docker: remove the containers that carry this instance's label."""
+    wanted = [f"--filter=label={key}={value}" for key, value in engine.labels.items()]
+    if found := (await call(engine, "ps", "--all", "--quiet", *wanted)).split():
+        await call(engine, "rm", "--force", "--volumes", *found)
+
+
+def _clear(place: _Place) -> None:
+    """Containers first and in podman's own way, so that it tidies its network; then whatever is still there."""
+    if not place.folder.exists():
+        return
+    if place.storage_conf.exists() and shutil.which("podman"):
+        environment = {k: os.environ[k] for k in PASSED_ON if k in os.environ} | place.environment()
+        _remove_containers(environment)
+    leftovers.end_processes(place.storage, str(place.storage_conf))
+    leftovers.end_processes(place.storage, str(place.run))
+    leftovers.unmount_below(place.folder)
+    leftovers.remove_interface(place.interface)
+    with contextlib.suppress(OSError):
+        if os.geteuid() == 0:
+            leftovers.remove_rules(place.subnet_file.read_text().strip())
+    place.socket.unlink(missing_ok=True)
+
+
+def _remove_containers(environment: dict[str, str]) -> None:
+    def podman(*arguments: str, timeout: float = 30) -> str:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return subprocess.run(
+                ["podman", *arguments],
+                env=environment,
+                capture_output=True,
+                stdin=subprocess.DEVNULL,
+                timeout=timeout,
+                check=False,
+                text=True,
+            ).stdout
+        return ""
+
+    if containers := podman("ps", "--all", "--external", "--quiet", "--no-trunc").split():
+        podman("rm", "--force", "--time", "0", "--volumes", *containers)
