@@ -47,6 +47,7 @@ def landing_path(query: Mapping[str, str]) -> str:
 def check_landing(path: str) -> str:
     """Return `path` without leading slashes if it stays below any base it is joined to; raise LandingError if not.
 
+    No `..` at all: even one that stays below may mean something else to a server in between.
     Join, parse, compare (WHATWG URL and RFC 3986 differ on backslashes and controls, so those are refused first).
     """
     if len(path) > MAX_LANDING_LENGTH:
@@ -60,12 +61,12 @@ def check_landing(path: str) -> str:
         scheme = urlsplit(relative).scheme
     except ValueError:
         raise LandingError("The link's landing path is not a URL path.") from None
-    decoded_segments = unquote(joined.path).split("/")
+    segments = unquote(re.split(r"[?#]", relative, maxsplit=1)[0]).split("/")
     if (
         scheme
         or (joined.scheme, joined.netloc) != ("http", "user.invalid")
         or not joined.path.startswith("/user/name/")
-        or ".." in decoded_segments
+        or ".." in segments
     ):
         raise LandingError("The link's landing path leaves the user's own server.")
     return relative
@@ -76,8 +77,6 @@ def server_address(url: str, token: str, landing: str) -> str:
 
     A query inside the landing path (nbgitpuller) survives; the token is added to it.
     """
-    path, mark, rest = check_landing(landing).partition("?")
-    query, hash_mark, fragment = rest.partition("#")
-    separator = "&" if mark and query else "?"
-    joined = f"{url}{path}{mark if query else ''}{query}{separator}{urlencode({'token': token})}"
-    return f"{joined}{hash_mark}{fragment}"
+    rest, hash_mark, fragment = check_landing(landing).partition("#")
+    path, _, query = rest.partition("?")
+    return f"{url}{path}?{query}{'&' if query else ''}{urlencode({'token': token})}{hash_mark}{fragment}"
