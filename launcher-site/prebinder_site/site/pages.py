@@ -17,9 +17,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from prebinder.model.catalogue import Catalogue, ImageState, RefEntry, RefKind, RepositoryEntry, RevisionEntry
 from prebinder.model.events import BuildState
-from prebinder.model.failure import Disposition, FailureKind
+from prebinder.model.failure import Disposition, FailureKind, SpecError
 from prebinder.model.links import launch_path
-from prebinder.model.spec import HEAD, Provider, Repository
+from prebinder.model.spec import HEAD, Provider, Repository, check_ref
 from prebinder_site.site.addresses import repository_segment, segment, web_address
 from prebinder_site.site.asset_files import Assets
 
@@ -168,11 +168,13 @@ class Pages:
             yield self._page(f"{view.page}index.html", "repository.html", repository=view)
             yield f"{view.page}repository.json", _summary(view)
             folder = f"badges/{view.provider}/{view.segment}"
-            for ref in view.refs:
-                state = ref.commit.state if ref.commit else ImageState.ABSENT
-                yield f"{folder}/{segment(ref.name)}.svg", badges[state]
-                if ref.default:
-                    yield f"{folder}/{HEAD}.svg", badges[state]
+            # A branch and a tag of the same name: a link means the branch, so the badge does too.
+            states = {r.name: r.commit.state if r.commit else ImageState.ABSENT for r in reversed(view.refs)}
+            default = next((r.name for r in view.refs if r.default), None)
+            if default is not None:
+                states[HEAD] = states[default]
+            for name, state in states.items():
+                yield f"{folder}/{segment(name)}.svg", badges[state]
 
     def pictures(self) -> Iterator[tuple[str, bytes]]:
         """The pictures whose addresses Binder's clients know."""
@@ -204,7 +206,7 @@ class Pages:
         name = repository_segment(entry.provider, entry.name)
         commits = {r.revision: _commit(repository, r) for r in entry.revisions}
         refs = sorted(
-            (self._ref(repository, r, name, entry.default_branch, commits) for r in entry.refs),
+            (self._ref(repository, r, name, entry.default_branch, commits) for r in entry.refs if _launchable(r.name)),
             key=lambda r: (not r.default, r.kind is not RefKind.BRANCH),
         )
         return RepositoryView(
@@ -291,6 +293,14 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _launchable(ref: str) -> bool:
+    """No link can name what is not a ref (git itself would refuse it, but a host may say anything)."""
+    try:
+        return bool(check_ref(ref))
+    except SpecError:
+        return False
 
 
 def _commit(repository: Repository, entry: RevisionEntry) -> RevisionView:

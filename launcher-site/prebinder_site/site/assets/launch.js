@@ -6,6 +6,7 @@ import { parseLaunchAddress, segment } from "./link.js";
 import { LogView } from "./log.js";
 
 const ATTEMPTS = 8;
+const SHORT_WAIT = 600;
 const LONGEST_PAUSE = 30_000;
 const STEADY = 30_000; // A connection that lasted this long makes the next loss the first one again.
 const ORDER = ["find", "waiting", "fetching", "building", "pushing", "launching", "ready"];
@@ -32,6 +33,7 @@ const log = new LogView(byId("log"), byId("log-follow"), (lines) => {
 let stream = null;
 let attempts = 0;
 let retryTimer = 0;
+let waitTimer = 0;
 let over = false;
 let openedByReader = false;
 let landing = "";
@@ -50,6 +52,10 @@ class Steps {
     for (const row of this.#rows.values()) this.#blank(row);
     clearInterval(this.#timer);
     this.#timer = setInterval(() => this.#tick(), 1000);
+  }
+
+  get current() {
+    return ORDER[this.#current];
   }
 
   toldAgain() {
@@ -140,6 +146,7 @@ function begin() {
   over = false;
   attempts = 0;
   byId("failure").hidden = true;
+  byId("failure-log").hidden = true;
   byId("open").hidden = true;
   byId("eyebrow").textContent = "Launching";
   log.clear();
@@ -207,9 +214,11 @@ function hear(event) {
       if (steps.begin("launching")) announce("built");
       break;
     case "waiting":
+      wait(message.split("\n")[0]);
+      break;
     case "launching":
-      if (steps.begin(event.phase)) announce(event.phase);
-      steps.say(event.phase, message.split("\n")[0]);
+      if (steps.begin("launching")) announce("launching");
+      steps.say("launching", message.split("\n")[0]);
       break;
     case "fetching":
     case "building":
@@ -222,6 +231,24 @@ function hear(event) {
     panel.hidden = false;
     log.push(message);
   }
+}
+
+// A message of `waiting` may be a mere notice before an image that is there. Only a wait that lasts is shown as a step.
+function wait(message) {
+  if (steps.current !== "find") {
+    if (steps.begin("waiting")) announce("waiting");
+    steps.say("waiting", message);
+    return;
+  }
+  steps.say("find", message);
+  clearTimeout(waitTimer);
+  waitTimer = setTimeout(() => {
+    if (over || steps.current !== "find") return;
+    steps.say("find", "");
+    steps.begin("waiting");
+    steps.say("waiting", message);
+    announce("waiting");
+  }, SHORT_WAIT);
 }
 
 function announce(phase) {
