@@ -25,9 +25,10 @@ from pathlib import Path
 
 import pytest
 import uvicorn
+from starlette.types import ASGIApp
+
 from prebinder.model.spec import Repository, git_url
 from prebinder.onemachine.git_http import GitHttp
-from starlette.types import ASGIApp
 
 _ENVIRONMENT = {
     "GIT_CONFIG_NOSYSTEM": "1",
@@ -63,7 +64,6 @@ def git(*arguments: str | Path, cwd: Path | None = None, stdin: bytes | None = N
 def serve(app: ASGIApp) -> Iterator[str]:
     """Serve an ASGI application on a free port of 127.0.0.1 in a thread; the value is its address, without a slash."""
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=1))
     ready = threading.Event()
 
     class Announcing(uvicorn.Server):
@@ -71,7 +71,7 @@ def serve(app: ASGIApp) -> Iterator[str]:
             await super().startup(sockets)
             ready.set()
 
-    server = Announcing(server.config)
+    server = Announcing(uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     try:
@@ -108,7 +108,8 @@ class GitRepository:
     ) -> str:
         """Write the files, commit on `branch` (made when it is new) and push over HTTP. The new commit's id."""
         self.commit(files, message, branch=branch)
-        git("push", "--quiet", *(["--force"] if force else []), "origin", branch, cwd=self.work)
+        ref = f"refs/heads/{branch}"
+        git("push", "--quiet", *(["--force"] if force else []), "origin", f"{ref}:{ref}", cwd=self.work)
         return self.head(f"refs/heads/{branch}")
 
     def commit(self, files: Mapping[str, str | bytes], message: str = "Change", *, branch: str = "main") -> str:
@@ -133,6 +134,7 @@ class GitRepository:
 
     def branch(self, name: str, *, at: str = "main") -> str:
         """Make a branch and push it; the commit where it stands."""
+        at = git("rev-parse", f"{at}^{{commit}}", cwd=self.work)
         git("push", "--quiet", "origin", f"{at}:refs/heads/{name}", cwd=self.work)
         return self.head(f"refs/heads/{name}")
 

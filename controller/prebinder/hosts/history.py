@@ -65,7 +65,8 @@ class _History:
             return await self._log(new, limit=1) if await self._fetch(1, new) else ()
         for depth in sorted({min(_FIRST_DEPTH, limit + 1), limit + 1}):
             if not await self._fetch(depth, new, old):
-                # The old commit is gone, or the server gives only tips: look for it behind the new one.
+                # The old commit is gone, or the server gives only tips: look for it behind the new one. (Of more than
+                # `limit` commits from such a server just the newest is told: they look like a force push.)
                 if not await self._fetch(limit + 1, new):
                     return ()
                 if not await self._has(old):
