@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.support.endpoint import ABSENT, READY, name_of, world
+from tests.support.endpoint import READY, name_of, world
 
 
 async def test_a_click_on_a_ready_image_needs_neither_controller_nor_git_host(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A launch endpoint on a free port, with everything around it that a click meets, each of it under the test's control."""
+"""A launch endpoint on a free port, with all that a click meets around it under the test's control."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from typing import Any
 
 import aiohttp
 import httpx
+from pydantic import SecretStr
+from yarl import URL
+
 from prebinder.hosts.base import Host
 from prebinder.model.catalogue import (
     Catalogue,
@@ -28,8 +31,6 @@ from prebinder.model.images import ImageName, image_name
 from prebinder.model.spec import Provider, Repository, Spec, github
 from prebinder_site.app import create_app
 from prebinder_site.settings import EndpointSettings
-from pydantic import SecretStr
-
 from tests.support.serving import serving
 from tests.support.standin_controller import StandinController
 from tests.support.standin_hub import TOKEN, StandinHub
@@ -144,8 +145,6 @@ class World:
         return [event async for event in self.events(spec, query)]
 
     async def events(self, spec: str, query: str = "") -> AsyncIterator[dict[str, Any]]:
-        from yarl import URL
-
         url = URL(f"{self.url}build/{spec}{query}", encoded=True)
         async with self.session.get(url) as response:
             assert response.status == 200
@@ -160,7 +159,7 @@ class World:
     async def until(self, condition: Any, seconds: float = 10) -> None:
         """Wait for a condition on the surroundings."""
         async with asyncio.timeout(seconds):
-            while not condition():
+            while not condition():  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 
 

@@ -12,14 +12,15 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from prebinder.model.catalogue import Catalogue
-from prebinder.model.events import BuildEvent, BuildRecord, BuildState, Phase, Priority
-from prebinder.model.failure import FailureKind
-from prebinder.model.messages import BuildReply, Problem
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
+
+from prebinder.model.catalogue import Catalogue
+from prebinder.model.events import BuildEvent, BuildRecord, BuildState, Phase, Priority
+from prebinder.model.failure import FailureKind
+from prebinder.model.messages import BuildReply, Problem
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-TOKEN = "the-token-of-the-service"  # noqa: S105
+TOKEN = "the-token-of-the-service"
 
 
 @dataclass
