@@ -6,9 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import typer.main
 
 from prebinder.cli.commands import app
+from prebinder.config import load
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -37,3 +39,13 @@ def test_every_exit_code_is_documented() -> None:
     text = (DOCS / "cli.md").read_text()
     for code in (commands.OK, commands.FAILED, commands.USAGE, commands.AWAY, commands.INTERRUPTED):
         assert f"| {code} |" in text
+
+
+def test_every_example_is_a_valid_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GITHUB_TOKEN", "GITHUB_WEBHOOK_SECRET", "HUB_TOKEN", "CONTROLLER_TOKEN"):
+        monkeypatch.setenv(name, "a secret")
+    files = sorted((ROOT / "examples").glob("*.yaml"))
+    assert len(files) >= 3
+    for file in files:
+        assert load(file).repositories, file
+        assert "yaml-language-server: $schema=../docs/prebinder.schema.json" in file.read_text()
