@@ -200,7 +200,8 @@ class GitHubHost:
             raise self._failure(error.status, error.data, error.headers or {}, repository, ref) from None
         except RequestException as error:
             raise HostUnavailable(f"{self._where} does not answer: {_cause(error)}.") from None
-        except (KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, TypeError, ValueError):
+            # PyGithub and we both trip over answers of another shape.
             raise HostUnavailable(f"{self._where} answers something that is not GitHub's API.") from None
 
     def _failure(
