@@ -39,9 +39,10 @@ def plain(text: str) -> str:
 
 
 def run(command: Sequence[str], **options: Any) -> Iterator[str]:
-    """Run a command, yielding its output (both streams) line by line, each ending in a newline and at most 64 kB.
+    """Run a command, yielding its output (both streams) as it comes: whole lines, several at a time when many come.
 
-    A longer line comes in pieces, so that memory stays bounded. Raises CalledProcessError when the command fails.
+    A line of more than 64 kB comes in pieces, so that memory stays bounded. Raises CalledProcessError when the command
+    fails.
     """
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0, **options
@@ -53,8 +54,8 @@ def run(command: Sequence[str], **options: Any) -> Iterator[str]:
             if len(rest) > LINE_LIMIT:
                 lines.append(rest)
                 rest = b""
-            for line in lines:
-                yield clean(line.decode("utf-8", "replace")) + "\n"
+            if lines:
+                yield clean(b"\n".join(lines).decode("utf-8", "replace")) + "\n"
         if rest:
             yield clean(rest.decode("utf-8", "replace")) + "\n"
         code = process.wait()

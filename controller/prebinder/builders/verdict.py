@@ -122,6 +122,8 @@ def _build(lines: Sequence[str], text: str, memory_limit: int) -> Failure:
     if _NO_SPACE.search(text):
         return _machine_full()
     said = _cause(lines) if exited else _short(cause)
+    if exited and not _TROUBLE.search(said):
+        said = f"exit code {exited[1]}, its last words: {said}"
     if _PACK_OFFLINE.search(text) and _OFFLINE.search(text):
         return Failure(
             FailureKind.UNSUPPORTED,
