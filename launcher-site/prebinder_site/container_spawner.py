@@ -44,7 +44,6 @@ class ContainerSpawner(PrebinderSpawner, DockerSpawner):  # type: ignore[misc]
             "security_opt": ["no-new-privileges"],
             "pids_limit": _PROCESSES,
             "memswap_limit": self.mem_limit,
-            "init": True,
         }
 
     async def pull_image(self, image: str) -> None:
