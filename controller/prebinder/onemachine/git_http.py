@@ -75,7 +75,9 @@ class GitHttp:
                 log.warning(
                     "git_http.failed", path=scope["path"], error=str(error) or "time limit", git=exchange.errors
                 )
-                if not exchange.started:
+                if exchange.too_large:
+                    await _too_large(self._max_body)(scope, receive, send)
+                elif not exchange.started:
                     await PlainTextResponse("Git did not answer.\n", 500)(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> PlainTextResponse | None:
@@ -95,7 +97,7 @@ class GitHttp:
             return PlainTextResponse("Pushes are taken from this machine alone.\n", 403)
         length = Headers(scope=scope).get("content-length", "0")
         if not length.isdecimal() or int(length) > self._max_body:
-            return PlainTextResponse(f"More than {self._max_body} bytes in one push.\n", 413)
+            return _too_large(self._max_body)
         return None
 
     def _environment(self, scope: Scope) -> dict[str, str]:
@@ -136,6 +138,7 @@ class _Exchange:
         self._send = send
         self._room = max_body
         self.started = False
+        self.too_large = False
         self.errors = ""
 
     async def run(self, environment: dict[str, str]) -> None:
@@ -164,6 +167,7 @@ class _Exchange:
                 chunk = message.get("body", b"")
                 self._room -= len(chunk)
                 if self._room < 0:
+                    self.too_large = not self.started
                     break
                 if not process.stdin.is_closing():
                     process.stdin.write(chunk)
@@ -186,19 +190,25 @@ class _Exchange:
             if not chunk or len(head) > _HEADER_LIMIT:
                 raise _BadAnswer("no CGI header")
             head += chunk
-        head, _, rest = head.partition(b"\r\n\r\n")
-        status, headers = _cgi_header(head)
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        head, _, chunk = head.partition(b"\r\n\r\n")
+        http_status, headers = _cgi_header(head)
+        # Git writes its header before it has read the push: wait for its first word, so that we can still refuse.
+        chunk = chunk or await process.stdout.read(_CHUNK)
+        if not chunk:
+            await self._check_end(process)
         self.started = True
-        if rest:
-            await self._send({"type": "http.response.body", "body": rest, "more_body": True})
-        while chunk := await process.stdout.read(_CHUNK):
+        await self._send({"type": "http.response.start", "status": http_status, "headers": headers})
+        while chunk:
             await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
-        # A process that failed by itself has told the client why; one that was ended has not.
+            chunk = await process.stdout.read(_CHUNK)
+        await self._check_end(process)
+        await self._send({"type": "http.response.body", "body": b""})
+
+    async def _check_end(self, process: Process) -> None:
+        """A process that failed by itself has told the client why; one that was ended has not."""
         status = await process.wait()
         if status < 0:
             raise _BadAnswer(f"ended by signal {-status}")
-        await self._send({"type": "http.response.body", "body": b""})
 
 
 def _cgi_header(head: bytes) -> tuple[int, list[tuple[bytes, bytes]]]:
@@ -214,6 +224,10 @@ def _cgi_header(head: bytes) -> tuple[int, list[tuple[bytes, bytes]]]:
         else:
             headers.append((name.lower(), value.strip()))
     return status, headers
+
+
+def _too_large(limit: int) -> PlainTextResponse:
+    return PlainTextResponse(f"More than {limit} bytes in one push.\n", 413)
 
 
 def _path(scope: Scope) -> str:
