@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -212,3 +213,20 @@ async def test_a_persons_git_settings_and_prompts_play_no_part(
 async def test_plain_git_says_where_it_is(host: GitHost) -> None:
     course = git_url("https://git.example.org/course.git")
     assert host.clone_url(course) == host.web_url(course, "a" * 40) == "https://git.example.org/course.git"
+
+
+async def test_a_caller_who_gives_up_leaves_no_git(host: GitHost) -> None:
+    asked = asyncio.Event()
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.set()
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(say_nothing, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        asking = asyncio.create_task(host.list_refs(git_url(f"http://127.0.0.1:{port}/course.git")))
+        await asked.wait()
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
