@@ -8,8 +8,10 @@ A server that cannot (plain-file HTTP, or one that does not give commits by id) 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,6 +21,8 @@ from prebinder.model.spec import is_revision
 
 _FIRST_DEPTH = 8
 """Most pushes bring fewer commits than this."""
+_LEFT_AFTER = 6 * 3600.0
+"""Seconds after which a folder belongs to nobody any more: no answer takes so long."""
 
 
 async def ask_commits(
@@ -35,13 +39,22 @@ async def ask_commits(
     if not is_revision(new) or not (old is None or is_revision(old)):
         raise ValueError("commits are asked for by full commit ids")
     url = checked_url(url)
-    await asyncio.to_thread(scratch.mkdir, parents=True, exist_ok=True)
-    folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="history-", dir=scratch))
+    folder = await asyncio.to_thread(_new_folder, scratch)
     try:
         history = _History(url, folder, timeout, settings or {})
         return await history.between(old, new, limit) or (Commit(new, ""),)
     finally:
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+
+def _new_folder(scratch: Path) -> Path:
+    """An empty folder; what a controller that was killed left here is cleared away."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    for left in scratch.glob("history-*"):
+        with contextlib.suppress(FileNotFoundError):  # another question has just ended
+            if time.time() - left.stat().st_mtime > _LEFT_AFTER:
+                shutil.rmtree(left, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix="history-", dir=scratch))
 
 
 class _History:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -129,3 +130,15 @@ async def test_a_server_that_says_nothing_is_given_up(tmp_path: Path) -> None:
 async def test_only_full_commit_ids_are_asked_for(host: GitHost, bad: str) -> None:
     with pytest.raises(ValueError, match="full commit ids"):
         await host.commits_between(git_url("http://127.0.0.1:1/x.git"), None, bad, 5)
+
+
+async def test_what_a_killed_controller_left_is_cleared_away(
+    git_server: GitServer, host: GitHost, tmp_path: Path
+) -> None:
+    course = git_server.create()
+    old, fresh = tmp_path / "scratch" / "history-old", tmp_path / "scratch" / "history-fresh"
+    old.mkdir(parents=True)
+    fresh.mkdir()
+    os.utime(old, (0, 0))
+    await host.commits_between(course.repository, None, course.head(), 5)
+    assert list((tmp_path / "scratch").iterdir()) == [fresh]
