@@ -1,0 +1,296 @@
+"""Wires the parts: a controller, a launch endpoint, and the servers that they answer on.
+
+The only place that knows every class. On one machine both run in one process and meet over a Unix socket; apart, over
+HTTP with a bearer token: the same client either way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import structlog
+import uvicorn
+from pydantic import SecretStr
+from starlette.types import ASGIApp
+
+from prebinder import __version__
+from prebinder.api.app import create_app, create_hooks_app
+from prebinder.builders.base import Builder
+from prebinder.builders.engine import Engine
+from prebinder.builders.local import LocalBuilder
+from prebinder.builders.logs import LogStore
+from prebinder.config import Configuration, LiveConfiguration, load
+from prebinder.config.models import SecretRef
+from prebinder.config.state import StateFolder
+from prebinder.hosts.base import Host
+from prebinder.hosts.table import create_hosts
+from prebinder.ledger import Ledger
+from prebinder.model.failure import ConfigurationError, EngineError
+from prebinder.model.spec import Provider
+from prebinder.reconcile import Controller
+from prebinder.registry import create_image_store
+from prebinder.registry.base import ImageStore
+from prebinder_site.app import EndpointSettings
+from prebinder_site.app import create_app as create_endpoint
+
+log = structlog.get_logger(__name__)
+
+_CONTROLLER_TIMEOUT = httpx.Timeout(10.0, read=60.0)
+
+
+class PortTaken(EngineError):
+    """Another program listens where we must."""
+
+
+class Server(uvicorn.Server):
+    """uvicorn beside other servers in one loop: signals are the composition's business."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def listen(address: str, port: int, key: str) -> socket.socket:
+    """A listening socket. Raises PortTaken with what to do; `key` is the configuration key of the port."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    # Named as TCP, or asyncio leaves Nagle's algorithm on: 40 ms more for many answers (base_events._set_nodelay).
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((address, port))
+    except OSError as error:
+        listener.close()
+        raise PortTaken(
+            f"Port {port} on {address} cannot be used ({error.strerror}). "
+            f"Stop what uses it, or choose another with {key} in the configuration."
+        ) from None
+    listener.listen(2048)
+    return listener
+
+
+@contextlib.asynccontextmanager
+async def served(
+    app: ASGIApp, *, sockets: list[socket.socket] | None = None, uds: Path | None = None
+) -> AsyncIterator[None]:
+    """Serve `app` while this is open; on the way out open streams get two seconds."""
+    if uds is not None:
+        uds.unlink(missing_ok=True)
+    server = Server(
+        uvicorn.Config(
+            app,
+            uds=str(uds) if uds else None,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=2,
+            timeout_keep_alive=30,
+            lifespan="on",
+            ws="none",
+        )
+    )
+    task = asyncio.create_task(server.serve(sockets=sockets))
+    try:
+        while not server.started:
+            if task.done():
+                task.result()
+                raise EngineError("The web server did not start; the log says why.")
+            await asyncio.sleep(0.01)
+        if uds is not None:
+            uds.chmod(0o600)
+        yield
+    finally:
+        server.should_exit = True
+        await asyncio.wait([task], timeout=10)
+        if uds is not None:
+            uds.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, slots=True)
+class RunningController:
+    """A started controller, and the applications that speak for it."""
+
+    controller: Controller
+    api: ASGIApp
+    hooks: ASGIApp
+
+
+@contextlib.asynccontextmanager
+async def started_controller(
+    live: LiveConfiguration,
+    state: StateFolder,
+    *,
+    builder: Builder,
+    images: ImageStore,
+    hosts: Mapping[Provider, Host],
+    token: SecretStr | None = None,
+) -> AsyncIterator[RunningController]:
+    """A controller from `live` that follows its file, until the block ends."""
+    ledger = await Ledger.open(live.current.ledger.url or state.ledger)
+    try:
+        controller = Controller(
+            live, ledger=ledger, hosts=hosts, builder=builder, images=images, logs=LogStore(state.logs)
+        )
+        await controller.start()
+        stop = asyncio.Event()
+        following = asyncio.create_task(live.follow(controller.configuration_changed, stop))
+        try:
+            yield RunningController(controller, create_app(controller, token), create_hooks_app(controller))
+        finally:
+            stop.set()
+            await asyncio.wait([following], timeout=5)
+            await controller.stop()
+    finally:
+        await ledger.aclose()
+
+
+def endpoint_settings(
+    configuration: Configuration,
+    state: StateFolder,
+    *,
+    public_url: str,
+    hub_api_url: str,
+    hub_public_url: str,
+    hub_token: SecretStr,
+) -> EndpointSettings:
+    """What the launch endpoint needs to know, from the configuration and the addresses that are known by now."""
+    from importlib.metadata import version
+
+    return EndpointSettings(
+        title=configuration.site.title,
+        public_url=public_url,
+        allow_origin=configuration.site.allow_origin,
+        build_only=configuration.site.build_only,
+        site_folder=state.site,
+        state_folder=state.endpoint,
+        hub_api_url=hub_api_url,
+        hub_public_url=hub_public_url,
+        hub_token=hub_token,
+        image_prefix=configuration.registry.image_prefix,
+        stale_after=configuration.polling.stale_after,
+        click_budget=configuration.polling.click_budget,
+        host_timeout=configuration.hosts.timeout,
+        start_timeout=configuration.hub.start_timeout,
+        max_servers=configuration.hub.max_servers,
+        version=__version__,
+        builder_version=version("jupyter-repo2docker"),
+    )
+
+
+async def run_controller(path: Path, state_root: Path) -> int:
+    """`prebinder controller`: until SIGTERM. Returns the exit code."""
+    from prebinder.onemachine.engine import clear_leftovers, start_engine
+
+    state = StateFolder(state_root)
+    state.create()
+    live = LiveConfiguration(load(path), path)
+    configuration = live.current
+    token = _secret(configuration.controller.token)
+    if token is None and configuration.controller.address not in ("127.0.0.1", "::1", "localhost"):
+        raise ConfigurationError("controller.token is needed, because controller.address is more than this machine.")
+    listener = listen(configuration.controller.address, configuration.controller.port, "controller.port")
+    async with contextlib.AsyncExitStack() as parts:
+        parts.callback(listener.close)
+        await clear_leftovers(state.root)
+        engine = await parts.enter_async_context(start_engine(state.root, configuration.builder.engine))
+        images = create_image_store(configuration.registry, engine.socket)
+        parts.push_async_callback(images.aclose)
+        builder = local_builder(configuration, state, engine)
+        hosts = create_hosts(configuration.hosts, state.git_cache)
+        running = await parts.enter_async_context(
+            started_controller(live, state, builder=builder, images=images, hosts=hosts, token=token)
+        )
+        await parts.enter_async_context(served(running.api, sockets=[listener]))
+        await parts.enter_async_context(served(running.api, uds=state.controller_socket))
+        log.info("controller.ready", address=configuration.controller.address, port=listener.getsockname()[1])
+        await until_signal()
+    return 0
+
+
+async def run_endpoint(path: Path, state_root: Path) -> int:
+    """`prebinder serve`: until SIGTERM. Returns the exit code."""
+    state = StateFolder(state_root)
+    state.create()
+    configuration = load(path)
+    hub = configuration.hub
+    if hub.url is None or hub.token is None:
+        raise ConfigurationError("hub.url and hub.token are needed: the launch endpoint hands off to that JupyterHub.")
+    listener = listen(configuration.site.address, configuration.site.port, "site.port")
+    controller = configuration.controller
+    token = _secret(controller.token)
+    async with contextlib.AsyncExitStack() as parts:
+        parts.callback(listener.close)
+        client = await parts.enter_async_context(
+            httpx.AsyncClient(
+                base_url=controller.url or f"http://{controller.address}:{controller.port}",
+                headers={"authorization": f"Bearer {token.get_secret_value()}"} if token else {},
+                timeout=_CONTROLLER_TIMEOUT,
+            )
+        )
+        images = create_image_store(configuration.registry)
+        parts.push_async_callback(images.aclose)
+        settings = endpoint_settings(
+            configuration,
+            state,
+            public_url=public_url(configuration, listener.getsockname()[1]),
+            hub_api_url=f"{hub.url.rstrip('/')}/hub/api/",
+            hub_public_url=hub.public_url or hub.url,
+            hub_token=hub.token.read(),
+        )
+        hosts = create_hosts(configuration.hosts, state.git_cache)
+        app = create_endpoint(settings, controller=client, images=images, hosts=hosts)
+        await parts.enter_async_context(served(app, sockets=[listener]))
+        log.info("endpoint.ready", url=settings.public_url)
+        await until_signal()
+    return 0
+
+
+def local_builder(
+    configuration: Configuration, state: StateFolder, engine: Engine, pip_base_image: str | None = None
+) -> LocalBuilder:
+    """repo2docker on this machine."""
+    return LocalBuilder(
+        engine,
+        state.work,
+        registry=configuration.registry,
+        content_providers=configuration.builder.content_providers,
+        pip_base_image=pip_base_image,
+    )
+
+
+def controller_client(state: StateFolder) -> httpx.AsyncClient:
+    """How the endpoint of the same process speaks to its controller.
+
+    Over the Unix socket that the command line uses too: httpx's in-process transport holds a response back until it
+    has ended, so that no event stream would ever begin.
+    """
+    transport = httpx.AsyncHTTPTransport(uds=str(state.controller_socket), limits=httpx.Limits(max_connections=None))
+    return httpx.AsyncClient(transport=transport, base_url="http://controller", timeout=_CONTROLLER_TIMEOUT)
+
+
+def public_url(configuration: Configuration, port: int) -> str:
+    """The site as browsers reach it; ends in a slash."""
+    if configuration.site.url:
+        return configuration.site.url.rstrip("/") + "/"
+    address = configuration.site.address
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(address, f"[{address}]" if ":" in address else address)  # noqa: S104
+    return f"http://{shown}:{port}/"
+
+
+def _secret(reference: SecretRef | None) -> SecretStr | None:
+    return reference.read() if reference else None
+
+
+async def until_signal() -> None:
+    """Return at the first SIGINT or SIGTERM."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    await stop.wait()
