@@ -49,15 +49,19 @@ def run(command: Sequence[str], **options: Any) -> Iterator[str]:
     ) as process:
         assert process.stdout is not None
         rest = b""
-        while chunk := process.stdout.read(_CHUNK):
-            *lines, rest = (rest + chunk).split(b"\n")
-            if len(rest) > LINE_LIMIT:
-                lines.append(rest)
-                rest = b""
-            if lines:
-                yield clean(b"\n".join(lines).decode("utf-8", "replace")) + "\n"
-        if rest:
-            yield clean(rest.decode("utf-8", "replace")) + "\n"
-        code = process.wait()
+        try:
+            while chunk := process.stdout.read(_CHUNK):
+                *lines, rest = (rest + chunk).split(b"\n")
+                while len(rest) > LINE_LIMIT:
+                    lines.append(rest[:LINE_LIMIT])
+                    rest = rest[LINE_LIMIT:]
+                if lines:
+                    yield clean(b"\n".join(lines).decode("utf-8", "replace")) + "\n"
+            if rest:
+                yield clean(rest.decode("utf-8", "replace")) + "\n"
+            code = process.wait()
+        except BaseException:  # nobody reads on: the command is not waited for
+            process.kill()
+            raise
     if code != 0:
         raise subprocess.CalledProcessError(code, list(command))

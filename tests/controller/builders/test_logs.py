@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+
 from prebinder.builders.logs import LogStore
 from prebinder.model.events import BuildEvent, Phase
 from prebinder.model.failure import FailureKind
