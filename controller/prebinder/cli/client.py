@@ -7,8 +7,8 @@ address and a bearer token are given.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,13 +86,14 @@ class ControllerClient:
     async def log(self, build_id: str) -> str:
         return (await self._ask("GET", f"/api/builds/{build_id}/log")).text
 
-    async def events(self, build_id: str) -> AsyncIterator[BuildEvent]:
+    async def events(self, build_id: str) -> AsyncGenerator[BuildEvent]:
         """The build's events from the first to the terminal one."""
         async with aconnect_sse(self.http, "GET", f"/api/builds/{build_id}/events") as source:
             source.response.raise_for_status()
-            async for event in source.aiter_sse():
-                if event.data:
-                    yield BuildEvent.model_validate_json(event.data)
+            async with aclosing(source.aiter_sse()) as events:
+                async for event in events:
+                    if event.data:
+                        yield BuildEvent.model_validate_json(event.data)
 
     async def _ask(self, method: str, path: str, **options: Any) -> httpx.Response:
         answer = await self.http.request(method, path, **options)
@@ -133,7 +134,7 @@ async def connect(state: Path, url: str | None, token: str | None) -> AsyncItera
             raise Away(f"No controller answers at {where}: {error or type(error).__name__}.") from None
 
 
-async def launch_events(site: str, spec: Spec) -> AsyncIterator[dict[str, Any]]:
+async def launch_events(site: str, spec: Spec) -> AsyncGenerator[dict[str, Any]]:
     """The Binder event stream of a launch, until `ready` or `failed`. Raises Away."""
     url = site.rstrip("/") + build_path(spec.repository, spec.ref)
     try:
@@ -142,12 +143,13 @@ async def launch_events(site: str, spec: Spec) -> AsyncIterator[dict[str, Any]]:
             aconnect_sse(http, "GET", url) as source,
         ):
             source.response.raise_for_status()
-            async for event in source.aiter_sse():
-                if not event.data:
-                    continue
-                data = json.loads(event.data)
-                yield data
-                if data.get("phase") in (Phase.READY, Phase.FAILED):
-                    return
+            async with aclosing(source.aiter_sse()) as events:
+                async for event in events:
+                    if not event.data:
+                        continue
+                    data = json.loads(event.data)
+                    yield data
+                    if data.get("phase") in (Phase.READY, Phase.FAILED):
+                        break
     except (httpx.HTTPError, ValueError) as error:
         raise Away(f"No launch endpoint answers at {site}: {error or type(error).__name__}.") from None

@@ -7,7 +7,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import aclosing
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -20,6 +21,7 @@ from prebinder.config import json_schema, load
 from prebinder.model.events import BuildEvent, BuildState, Phase
 from prebinder.model.failure import ConfigurationError, EngineError, HubError, PrebinderError, RegistryError, SpecError
 from prebinder.model.links import landing_path, server_address
+from prebinder.model.spec import Spec
 
 OK, FAILED, USAGE, AWAY, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -138,12 +140,13 @@ def build(
             assert reply.build
             last: BuildEvent | None = None
             with terminal.BuildView(f"{wanted.repository.name} {reply.revision[:10]}") as view:
-                async for event in api.events(reply.build.id):
-                    last = event
-                    if as_json:
-                        typer.echo(event.model_dump_json())
-                    else:
-                        view.show(event)
+                async with aclosing(api.events(reply.build.id)) as events:
+                    async for event in events:
+                        last = event
+                        if as_json:
+                            typer.echo(event.model_dump_json())
+                        else:
+                            view.show(event)
             if last and last.phase is Phase.BUILT:
                 return OK
             if last and last.failure:
@@ -208,8 +211,9 @@ def logs(
                 typer.echo(terminal.clean(await api.log(record.id)), nl=False)
                 return OK
             with terminal.BuildView(record.repository) as view:
-                async for event in api.events(record.id):
-                    view.show(event)
+                async with aclosing(api.events(record.id)) as events:
+                    async for event in events:
+                        view.show(event)
             return OK if (await api.build(record.id)).state is BuildState.READY else FAILED
 
     _run(work())
@@ -247,8 +251,12 @@ def launch(
     async def work() -> int:
         wanted = client.spec_from_text(spec)
         landing = landing_path({"urlpath": urlpath})
+        async with aclosing(client.launch_events(site, wanted)) as events:
+            return await show(events, wanted, landing)
+
+    async def show(events: AsyncGenerator[dict[str, Any]], wanted: Spec, landing: str) -> int:
         with terminal.BuildView(wanted.repository.name) as view:
-            async for event in client.launch_events(site, wanted):
+            async for event in events:
                 if as_json:
                     typer.echo(_json(event))
                 phase = Phase(event.get("phase", Phase.UNKNOWN))
