@@ -75,7 +75,7 @@ async def failure(builder: LocalBuilder, wanted: BuildOrder) -> tuple[FailureKin
     log: list[str] = []
     try:
         async for progress in builder.build(wanted):
-            log.append(progress.message)  # noqa: PERF401: what came before the failure counts
+            log.append(progress.message)  # noqa: PERF401 - what came before the failure counts
     except BuildFailed as error:
         return error.kind, str(error), "".join(log)
     raise AssertionError("the build did not fail")
