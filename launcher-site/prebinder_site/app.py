@@ -16,7 +16,6 @@ from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 
 import httpx
-from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -34,6 +33,7 @@ from prebinder.registry.base import ImageStore
 from prebinder_site.builds import Builds
 from prebinder_site.catalogue import CatalogueFollower
 from prebinder_site.events import failed
+from prebinder_site.eventstream import send_events
 from prebinder_site.headers import CrossOrigin, SecurityHeaders
 from prebinder_site.hub import JupyterHub
 from prebinder_site.launch import Click, Launcher
@@ -130,15 +130,7 @@ class Endpoint:
         if scope["method"] not in ("GET", "HEAD"):
             await PlainTextResponse("Only GET is answered here.\n", 405, {"allow": "GET"})(scope, receive, send)
             return
-        response = EventSourceResponse(
-            self._click(scope),
-            headers={"cache-control": "no-cache"},
-            ping=self.settings.keepalive,
-            ping_message_factory=lambda: ServerSentEvent(comment="keepalive", sep="\n"),
-            sep="\n",
-            send_timeout=60,
-        )
-        await response(scope, receive, send)
+        await send_events(self._click(scope), scope, receive, send, keepalive=self.settings.keepalive)
 
     async def _click(self, scope: Scope) -> AsyncGenerator[bytes]:
         try:
@@ -148,9 +140,15 @@ class Endpoint:
             return
         query = dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
         click = Click(provider, spec, query, Request(scope).headers.get("origin", ""))
+        held = b""
         async with aclosing(self.launcher.click(click)) as events:
             async for event in events:
-                yield event.encoded
+                if event.phase is Phase.BUILT:
+                    # The next event follows at once: one packet for both.
+                    held = event.encoded
+                    continue
+                yield held + event.encoded
+                held = b""
                 if event.phase is Phase.READY:
                     await asyncio.sleep(self.settings.hold_open)
 

@@ -128,7 +128,11 @@ class Launcher:
         except (SpecError, LandingError) as error:
             yield self._ended(click, outcome, at, started, error.failure(), 400)
         except HubBusy as error:
-            yield self._ended(click, outcome, at, started, error.failure(), 429)
+            failure = error.failure()
+            if self._settings.max_servers and error.retry_after is None:
+                taken = f"All {self._settings.max_servers} servers of this installation are taken."
+                failure = Failure(failure.kind, f"{taken} Try again in a few minutes. ({error})")
+            yield self._ended(click, outcome, at, started, failure, 429)
         except PrebinderError as error:
             yield self._ended(click, outcome, at, started, error.failure(), None)
         except Exception:

