@@ -7,7 +7,7 @@ untrusted text: Jinja escapes it, and addresses pass `web_address`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -47,12 +47,14 @@ _BUILD_LABELS = {
     BuildState.CANCELLED: "Cancelled",
 }
 _BUILD_STYLES = {BuildState.RUNNING: "building", BuildState.CANCELLED: "absent"}
+_NOT_BUILT = "Not built"
+"""What `absent` is called where a click builds nothing."""
 _BADGES = {
-    ImageState.READY: ("ready", "#1a7f4b"),
-    ImageState.BUILDING: ("building", "#9a6200"),
-    ImageState.QUEUED: ("queued", "#51607a"),
-    ImageState.FAILED: ("failed", "#b3261e"),
-    ImageState.ABSENT: ("builds on click", "#51607a"),
+    ImageState.READY: "#1a7f4b",
+    ImageState.BUILDING: "#9a6200",
+    ImageState.QUEUED: "#51607a",
+    ImageState.FAILED: "#b3261e",
+    ImageState.ABSENT: "#51607a",
 }
 
 
@@ -138,12 +140,15 @@ class Pages:
             "base": base,
             "api": api,
             "asset": assets.address,
-            "STATE_LABELS": STATE_LABELS,
         }
 
     def render(self, catalogue: Catalogue) -> Iterator[tuple[str, bytes]]:
         """Pairs of a path within the site and the file's content."""
-        views = tuple(self._repositories(catalogue))
+        labels = STATE_LABELS
+        if catalogue.on_demand == "none":
+            labels = {**STATE_LABELS, ImageState.ABSENT: _NOT_BUILT}
+        self._environment.globals["state_labels"] = labels
+        views = tuple(self._repositories(catalogue, labels))
         many = len(views) > _MANY
         yield self._page(
             "index.html",
@@ -163,7 +168,7 @@ class Pages:
         yield self._page("launch.html", failures=tuple(FailureKind), steps=_STEPS)
         yield self._page("404.html")
         yield "robots.txt", b"User-agent: *\nDisallow: /v2/\nDisallow: /build/\nDisallow: /builds/\n"
-        badges = {state: self._badge(state) for state in ImageState}
+        badges = {state: self._badge(state, labels) for state in ImageState}
         for view in views:
             yield self._page(f"{view.page}index.html", "repository.html", repository=view)
             yield f"{view.page}repository.json", _summary(view)
@@ -184,12 +189,12 @@ class Pages:
     def _page(self, path: str, template: str | None = None, **values: object) -> tuple[str, bytes]:
         return path, self._environment.get_template(template or path).render(**values).encode()
 
-    def _badge(self, state: ImageState) -> bytes:
-        text, colour = _BADGES[state]
+    def _badge(self, state: ImageState, labels: Mapping[ImageState, str]) -> bytes:
+        text, colour = labels[state].lower(), _BADGES[state]
         width = 10 + round(len(text) * 6.3)
         return self._environment.get_template("badge.svg").render(text=text, colour=colour, width=width).encode()
 
-    def _repositories(self, catalogue: Catalogue) -> Iterator[RepositoryView]:
+    def _repositories(self, catalogue: Catalogue, labels: Mapping[ImageState, str]) -> Iterator[RepositoryView]:
         seen: set[str] = set()
         for entry in catalogue.repositories:
             try:
@@ -197,14 +202,16 @@ class Pages:
             except ValueError:
                 log.warning("site.provider_unknown", repository=entry.repository, left_out=True)
                 continue
-            view = self._repository(entry, repository)
+            view = self._repository(entry, repository, labels)
             if view.page not in seen:
                 seen.add(view.page)
                 yield view
 
-    def _repository(self, entry: RepositoryEntry, repository: Repository) -> RepositoryView:
+    def _repository(
+        self, entry: RepositoryEntry, repository: Repository, labels: Mapping[ImageState, str]
+    ) -> RepositoryView:
         name = repository_segment(entry.provider, entry.name)
-        commits = {r.revision: _commit(repository, r) for r in entry.revisions}
+        commits = {r.revision: _commit(repository, r, labels) for r in entry.revisions}
         refs = sorted(
             (self._ref(repository, r, name, entry.default_branch, commits) for r in entry.refs if _launchable(r.name)),
             key=lambda r: (not r.default, r.kind is not RefKind.BRANCH),
@@ -303,14 +310,14 @@ def _launchable(ref: str) -> bool:
         return False
 
 
-def _commit(repository: Repository, entry: RevisionEntry) -> RevisionView:
+def _commit(repository: Repository, entry: RevisionEntry, labels: Mapping[ImageState, str]) -> RevisionView:
     failed = entry.state is ImageState.FAILED
     return RevisionView(
         revision=entry.revision,
         short=entry.revision[:7],
         summary=entry.summary,
         state=entry.state,
-        label=STATE_LABELS[entry.state],
+        label=labels[entry.state],
         since=entry.since,
         launch=launch_path(repository, entry.revision).removeprefix("/"),
         log=f"builds/{segment(entry.build)}/log" if entry.build else None,

@@ -228,6 +228,13 @@ def test_badges_say_what_a_click_meets(tmp_path: Path) -> None:
     }
 
 
+def test_where_a_click_builds_nothing_no_page_says_that_it_does(tmp_path: Path) -> None:
+    site = site_of(catalogue(on_demand="none"), tmp_path)
+    assert "v0.1 tag Not built" in pages(site)["repositories/gh/ann~course/index.html"].visible
+    assert "launch: not built" in (site / "badges" / "gh" / "ann~course" / "v0.1.svg").read_text()
+    assert not [name for name, page in pages(site).items() if "Builds on click" in page.visible]
+
+
 def test_a_branch_and_a_tag_of_one_name_have_the_branchs_badge(tmp_path: Path) -> None:
     entries = repository(refs=(tag("main", 4), branch("main", 1)))
     badge = site_of(catalogue(entries), tmp_path) / "badges" / "gh" / "ann~course" / "main.svg"
