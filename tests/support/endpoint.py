@@ -201,7 +201,10 @@ async def world(
         url = await stack.enter_async_context(serving(app))
         session = await stack.enter_async_context(
             aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=60), read_bufsize=2**22
+                connector=aiohttp.TCPConnector(limit=0),
+                timeout=aiohttp.ClientTimeout(total=60),
+                read_bufsize=2**22,
+                auto_decompress=False,
             )
         )
         port = httpx.URL(controller_url).port or 9
