@@ -5,6 +5,6 @@ a round come sooner.
 """
 
 from prebinder.reconcile.controller import Controller
-from prebinder.reconcile.errors import BuildEnded, BuildNotFound, QueueFull
+from prebinder.reconcile.errors import BuildEnded, BuildNotFound, HookClosed, QueueFull, UnsupportedHost
 
-__all__ = ["BuildEnded", "BuildNotFound", "Controller", "QueueFull"]
+__all__ = ["BuildEnded", "BuildNotFound", "Controller", "HookClosed", "QueueFull", "UnsupportedHost"]

@@ -1,81 +1,90 @@
-"""The controller: rounds on a schedule, webhooks and requests in, the catalogue out.
+"""The controller: puts rounds, schedule, builds and catalogue together, and is what the HTTP API and tests speak to.
 
-Guarantees:
-- Rounds of one repository never overlap; rounds of many run side by side, a bounded number at a time.
-- A webhook and a person never wait for a schedule.
-- The catalogue is published within a tenth of a second of a change, and never more often.
+Whatever kills it, a new one on the same ledger, logs and image store goes on where it was.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import structlog
-from apscheduler.schedulers.asyncio import AsyncIOScheduler
-from apscheduler.triggers.interval import IntervalTrigger
 
 from prebinder import __version__
 from prebinder.builders.base import Builder, BuildOrder
 from prebinder.builders.logs import LogStore
-from prebinder.config import LiveConfiguration, RepositoryConfig
-from prebinder.hosts.base import CommitState, Host
-from prebinder.ledger import BuildEntry, Ledger, RepositoryMemory, Wish
-from prebinder.model.catalogue import Catalogue
-from prebinder.model.events import BuildEvent, BuildRecord, BuildState
-from prebinder.model.failure import FailureKind, HostError, HostUnavailable, PrebinderError, RefusedError
+from prebinder.config import Configuration, LiveConfiguration
+from prebinder.hosts.base import CommitState, Host, RefChanged
+from prebinder.ledger import BuildEntry, Ledger, Wish
+from prebinder.model.catalogue import BuildSummary, Catalogue, RefKind, RepositoryEntry
+from prebinder.model.events import BuildEvent, BuildRecord, BuildState, Priority
+from prebinder.model.failure import HostUnavailable, PrebinderError, RegistryError, WebhookRejected
 from prebinder.model.images import ImageName, image_name
-from prebinder.model.messages import (
-    BuildReply,
-    BuildRequest,
-    ControllerStatus,
-    Health,
-    HealthCheck,
-    HostStatus,
-    LaunchRecord,
-)
-from prebinder.model.spec import Provider, Repository, Spec, parse_spec
+from prebinder.model.links import launch_path
+from prebinder.model.messages import BuildReply, BuildRequest, ControllerStatus, Health, HostStatus, LaunchRecord
+from prebinder.model.policy import Ref
+from prebinder.model.spec import Provider, Repository, Spec, is_revision, parse_spec
 from prebinder.reconcile.builds import Builds, Wanted
 from prebinder.reconcile.errors import BuildNotFound, HookClosed
+from prebinder.reconcile.health import HealthChecks
 from prebinder.reconcile.metrics import Metrics
-from prebinder.reconcile.plan import recipe
-from prebinder.reconcile.publish import catalogue as make_catalogue
+from prebinder.reconcile.plan import may_build_again, recipe
+from prebinder.reconcile.publish import RECENT_BUILDS, Publisher, build_summary, repository_entry
+from prebinder.reconcile.requests import answers, check_build, check_repository
 from prebinder.reconcile.rounds import Rounds
+from prebinder.reconcile.schedule import Schedule
+from prebinder.reconcile.views import RepositoryView
 from prebinder.registry.base import ImageStore
 
 log = structlog.get_logger(__name__)
 
-_DEBOUNCE = 0.1
-_RECENT = 50
-_PARALLEL_ROUNDS = 8
-_DELIVERIES_KEPT = timedelta(days=3)
+_DELIVERIES_KEPT = timedelta(days=7)
+_HOOKS = {"github": Provider.GITHUB, "git": Provider.GIT}
+_REPORTED = {
+    BuildState.QUEUED: (CommitState.PENDING, "The image is waiting to be built"),
+    BuildState.RUNNING: (CommitState.PENDING, "The image is being built"),
+    BuildState.READY: (CommitState.SUCCESS, "The image is ready: Binder opens at once"),
+    BuildState.FAILED: (CommitState.FAILURE, ""),
+    BuildState.CANCELLED: (CommitState.ERROR, "The build was cancelled"),
+}
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
 
 
 class Controller:
-    """See the module. `start` it, `stop` it; between the two it answers."""
+    """Start it once; stop it once. All methods belong to the event loop that started it."""
 
     def __init__(
         self,
         configuration: LiveConfiguration,
-        *,
         ledger: Ledger,
         hosts: Mapping[Provider, Host],
         builder: Builder,
         images: ImageStore,
         logs: LogStore,
-        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        *,
+        clock: Callable[[], datetime] = _utc_now,
         randomness: random.Random | None = None,
     ) -> None:
-        self.configuration = configuration
-        self.logs = logs
-        self.metrics = Metrics()
+        self._live = configuration
         self._ledger = ledger
         self._hosts = hosts
         self._builder = builder
         self._images = images
+        self._logs = logs
         self._clock = clock
+        self._views: dict[str, RepositoryView] = {}
+        self._entries: dict[str, RepositoryEntry] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._prefix = configuration.current.registry.image_prefix
+        self._started_at = clock()
+        self._reported: dict[str, tuple[str, CommitState]] = {}
+        self.metrics = Metrics()
         self._builds = Builds(
             configuration=configuration,
             ledger=ledger,
@@ -85,10 +94,11 @@ class Controller:
             metrics=self.metrics,
             clock=clock,
             randomness=randomness or random.SystemRandom(),
-            order_of=self._order_of,
+            order_of=self._order,
             changed=self._build_changed,
             finished=self._build_finished,
         )
+        self._schedule = Schedule(self._round)
         self._rounds = Rounds(
             configuration=configuration,
             ledger=ledger,
@@ -97,103 +107,148 @@ class Controller:
             builds=self._builds,
             metrics=self.metrics,
             clock=clock,
+            changed=self._view_changed,
+            later=self._schedule.later,
         )
-        self._scheduler = AsyncIOScheduler(timezone=UTC)
-        self._places = asyncio.Semaphore(_PARALLEL_ROUNDS)
-        self._locks: dict[str, asyncio.Lock] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._news = asyncio.Condition()
-        self._catalogue: Catalogue | None = None
-        self._publishing: asyncio.TimerHandle | None = None
-        self._started_at = clock()
-
-    # Start and stop
+        self._publisher = Publisher(clock, self._compose)
+        self._health = HealthChecks(
+            {"ledger": ledger.health, "builder": builder.health, "registry": images.health}, self._views.values
+        )
 
     async def start(self) -> None:
-        """Take up what an earlier controller left, then begin with rounds. Raises PrebinderError."""
-        await self._rounds.load()
-        await self._builder.adopt()
+        """Go on where an earlier controller stopped, and look at every repository. Raises LedgerError."""
+        memories = await self._ledger.repositories()
+        for config in self._live.current.repositories:
+            key = str(config.repository)
+            self._views[key] = RepositoryView.of(config, memories.get(key))
+        await self._ledger.forget_deliveries(self._clock() - _DELIVERIES_KEPT)
+        try:
+            await self._builder.adopt()
+        except PrebinderError as error:
+            log.error("controller.adopt", problem=str(error))
         await self._builds.recover()
-        self._publish()
+        self._publisher.changed()
         self._builds.open()
-        self._scheduler.start()
-        self._scheduler.add_job(self._forget, IntervalTrigger(hours=6), id="forget", max_instances=1)
-        self._schedule()
+        self._schedule.start()
+        self._follow()
 
     async def stop(self) -> None:
-        """End rounds and running builds; the next controller goes on with them."""
-        if self._scheduler.running:
-            self._scheduler.shutdown(wait=False)
-        for task in list(self._tasks):
+        """Running builds are cancelled and go on with the next controller; streams end."""
+        await self._schedule.stop()
+        for task in (*self._tasks,):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._builds.stop()
-        if self._publishing is not None:
-            self._publishing.cancel()
+        for view in self._views.values():
+            try:
+                await view.save(self._ledger)
+            except PrebinderError as error:
+                log.error("controller.stop", problem=str(error))
+                break
+        self._publisher.close()
 
     def configuration_changed(self) -> None:
-        """The configuration in force is another, or its file became invalid."""
-        self._schedule()
-        self._builds.dispatch()
-        self._soon()
+        """Another configuration is in force, or the file on disk has become invalid or valid."""
+        self._entries.clear()
+        self._publisher.changed()
+        self._spawn(self._apply())
 
-    # What is asked
+    # What people and Git hosts ask
 
     async def request_build(self, request: BuildRequest) -> BuildReply:
-        """Resolve what a link names and build it, or say which image or build is there already.
+        """The image of what a link names, or the build that makes it, joined or started.
 
-        Raises SpecError, RefusedError, HostError, RegistryError or QueueFull.
+        Raises SpecError, RefusedError, HostError (not found, unavailable), RegistryError or QueueFull.
         """
+        configuration = self._live.current
         spec = parse_spec(request.provider, request.spec)
-        current = self.configuration.current
-        config = current.find(spec.repository)
-        repository = config.repository if config else spec.repository
-        spec = Spec(repository, spec.ref)
-        self._check_allowed(config)
-        if repository.provider not in self._hosts:
-            raise RefusedError(f"Repositories of the provider {repository.provider.value} are not served here.")
-        revision = await self._hosts[repository.provider].resolve(spec)
-        name = image_name(current.registry.image_prefix, repository, revision)
-        if launchable := await self._images.launchable(name):
-            await self._rounds.built(str(repository), revision, launchable)
-            self._soon()
-            return BuildReply(revision=revision, launchable=launchable)
-        latest = self._builds.latest(name)
-        settings = recipe(current, config)
-        if latest is not None and not request.rebuild and _stays_failed(latest, settings):
-            return BuildReply(revision=revision, build=latest.record)
-        wanted = Wanted(repository, spec.ref, revision, name, Wish.PERSON, request.priority, settings)
-        return BuildReply(revision=revision, build=(await self._builds.submit(wanted)).record)
+        registered = check_repository(configuration, spec.repository)
+        repository = registered.repository if registered else spec.repository
+        view = self._views.get(str(repository))
+        revision = await self._resolve(Spec(repository, spec.ref), view)
+        image = image_name(configuration.registry.image_prefix, repository, revision)
+        last = self._builds.latest(image)
+        if last is None or last.record.state.finished:
+            if ready := await self._ready(image, view, revision):
+                return BuildReply(revision=revision, launchable=ready)
+            settings = recipe(configuration, registered)
+            last = self._builds.latest(image)
+            if last is not None and answers(last, rebuild=request.rebuild, settings=settings):
+                if not last.record.state.finished:
+                    last = await self._ask_for(repository, spec.ref, revision, image, request.priority, settings)
+                return BuildReply(revision=revision, build=last.record)
+        else:
+            settings = last.recipe
+        if last is None or last.record.state.finished:
+            check_build(configuration, repository, spec.ref)
+        entry = await self._ask_for(repository, spec.ref, revision, image, request.priority, settings)
+        if view is not None:
+            view.see([revision], self._clock())
+            self._view_changed(view.key)
+        return BuildReply(revision=revision, build=entry.record)
 
     async def webhook(self, provider: str, headers: Mapping[str, str], body: bytes) -> int:
-        """Take a Git host's webhook; how many refs it told of. Raises HookClosed or WebhookRejected."""
-        host = next((h for p, h in self._hosts.items() if provider in (p.value, p.name.lower())), None)
-        if host is None:
-            raise HookClosed(f"There is no webhook for {provider[:40]!r}.")
-        changes = host.verify_webhook(headers, body)
-        count = 0
+        """Take a webhook; the number of refs that it moves here. `headers` has lower-case keys.
+
+        A push to a branch that is wanted is queued at once, from what the webhook says; a round checks it afterwards.
+        Raises HookClosed or WebhookRejected.
+        """
+        kind = _HOOKS.get(provider)
+        host = self._hosts.get(kind) if kind else None
+        hosts = self._live.current.hosts
+        section = hosts.github if kind is Provider.GITHUB else hosts.git
+        if kind is None or host is None or section.webhook_secret is None:
+            raise HookClosed(
+                f"No webhook is taken at /hooks/{provider[:40]}. Set hosts.{provider[:40]}.webhook_secret to open it."
+                if provider in _HOOKS
+                else "There is no such webhook. Known are: " + ", ".join(_HOOKS) + "."
+            )
+        try:
+            changes = host.verify_webhook(headers, body)
+        except WebhookRejected:
+            self.metrics.webhooks.labels(provider, "rejected").inc()
+            raise
+        taken = 0
         for change in changes:
-            config = self.configuration.current.find(change.repository)
-            if config is None:
+            registered = self._live.current.find(change.repository)
+            view = self._views.get(str(registered.repository)) if registered else None
+            if view is None:
                 continue
-            key = f"{change.delivery}/{change.ref}" if change.delivery else None
-            if key and not await self._ledger.first_delivery(provider, key, self._clock()):
+            if change.delivery and not await self._ledger.first_delivery(provider, change.delivery, self._clock()):
+                self.metrics.webhooks.labels(provider, "repeated").inc()
                 continue
-            count += 1
-            self._begin(self._hear(config, change.ref, change.revision))
-        return count
+            taken += 1
+            self._spawn(self._pushed(view, change))
+        self.metrics.webhooks.labels(provider, "taken" if taken else "ignored").inc()
+        return taken
 
-    async def cancel(self, build_id: str) -> None:
-        """Raises BuildNotFound or BuildEnded."""
-        record = await self.build(build_id)
+    async def cancel(self, beginning: str) -> BuildRecord:
+        """Cancel a build. Raises BuildNotFound or BuildEnded."""
+        record = await self.build(beginning)
         await self._builds.cancel(record.id)
-
-    async def build(self, build_id: str) -> BuildRecord:
-        """By its id or a unique beginning of it. Raises BuildNotFound."""
-        record = await self._ledger.build(build_id)
-        if record is None:
-            raise BuildNotFound(f"There is no build {build_id[:64]!r}, or several ids begin so.")
         return record
+
+    async def record_launches(self, launches: Sequence[LaunchRecord]) -> None:
+        """Keep what the endpoint launched."""
+        await self._ledger.record_launches(launches)
+        for launch in launches:
+            self.metrics.launches.labels("success" if launch.ok else launch.failure or "failure").inc()
+
+    # What there is
+
+    def catalogue(self) -> Catalogue:
+        return self._publisher.current()
+
+    def catalogue_changes(self) -> AsyncIterator[Catalogue]:
+        """The catalogue now, and each later one; ends when the controller stops."""
+        return self._publisher.changes()
+
+    async def build(self, beginning: str) -> BuildRecord:
+        """A build by its id or a unique beginning of it. Raises BuildNotFound."""
+        record = await self._ledger.build(beginning) if beginning.isalnum() and len(beginning) <= 32 else None
+        if record is None:
+            raise BuildNotFound(f"There is no build {beginning[:40]!r}, or there are several that begin so.")
+        return next((e.record for e in self._builds.active() if e.record.id == record.id), record)
 
     async def builds(
         self, repository: str | None = None, state: BuildState | None = None, limit: int = 50
@@ -201,151 +256,158 @@ class Controller:
         """The newest builds, newest first."""
         return await self._ledger.builds(repository, state, limit)
 
-    def follow(self, build_id: str, after: int = 0) -> AsyncIterator[BuildEvent]:
-        """The events of a build from the first (or after `after`) to the terminal one."""
-        return self.logs.follow(build_id, after)
+    async def events(self, beginning: str, after: int = 0) -> AsyncIterator[BuildEvent]:
+        """Follow a build's events. Raises BuildNotFound at once, not when iterated."""
+        record = await self.build(beginning)
+        return self._logs.follow(record.id, after)
 
-    async def record_launches(self, records: list[LaunchRecord]) -> None:
-        """Write down what endpoints launched."""
-        for record in records:
-            self.metrics.launches.labels("success" if record.ok else "failure").inc()
-        await self._ledger.record_launches(records)
-
-    def catalogue(self) -> Catalogue:
-        """What is published now."""
-        assert self._catalogue is not None, "the controller has not been started"
-        return self._catalogue
-
-    async def catalogue_changes(self) -> AsyncIterator[Catalogue]:
-        """The catalogue now, and again after each change."""
-        seen = None
-        while True:
-            now = self.catalogue()
-            if now.version != seen:
-                seen = now.version
-                yield now
-            async with self._news:
-                while self.catalogue().version == seen:
-                    await self._news.wait()
+    async def log(self, beginning: str) -> list[BuildEvent]:
+        """The events that are stored now. Raises BuildNotFound."""
+        record = await self.build(beginning)
+        return await self._logs.read(record.id)
 
     async def status(self) -> ControllerStatus:
-        """All that an operator asks first."""
         return ControllerStatus(
             version=__version__,
             started_at=self._started_at,
-            configuration=str(self.configuration.path) if self.configuration.path else None,
-            configuration_problem=self.configuration.problem,
+            configuration=str(self._live.path) if self._live.path else None,
+            configuration_problem=self._live.problem,
             queued=self._builds.queued(),
             running=self._builds.running(),
-            repositories=tuple(self._host_status(c) for c in self.configuration.current.repositories),
+            repositories=tuple(
+                HostStatus(
+                    repository=view.key,
+                    looked_at=view.memory.looked_at,
+                    next_look_at=self._schedule.next_at(view.key),
+                    problem=view.memory.problem,
+                )
+                for view in self._views.values()
+            ),
             health=await self.health(),
         )
 
     async def health(self) -> Health:
-        """What builds need: ledger, builder, image store."""
+        return await self._health.now()
 
-        async def check(service: str, question: Callable[[], object]) -> HealthCheck:
-            try:
-                async with asyncio.timeout(20):
-                    answer = question()
-                    assert asyncio.iscoroutine(answer)
-                    await answer
-            except PrebinderError as error:
-                return HealthCheck(service=service, ok=False, message=str(error))
-            except TimeoutError:
-                return HealthCheck(service=service, ok=False, message="No answer within 20 s.")
-            return HealthCheck(service=service, ok=True)
+    # Rounds and pushes
 
-        checks = await asyncio.gather(
-            check("ledger", self._ledger.health),
-            check("builder", self._builder.health),
-            check("images", self._images.health),
-        )
-        return Health(ok=all(c.ok for c in checks), checks=tuple(checks))
+    async def _round(self, repository: str, cause: str) -> None:
+        if view := self._views.get(repository):
+            await self._rounds.run(view, cause)
 
-    # The schedule
+    async def _pushed(self, view: RepositoryView, change: RefChanged) -> None:
+        """A webhook: build what it names if that is wanted beyond doubt, then let a round look at everything."""
+        now = self._clock()
+        view.note(webhook_at=now)
+        key = (RefKind.BRANCH, change.ref)
+        if change.revision is not None and is_revision(change.revision) and key in view.refs:
+            view.push(key, change.revision, now)
+            ref = Ref(change.ref, RefKind.BRANCH, change.revision)
+            if view.config.policy.wants(ref, view.memory.default_branch):
+                try:
+                    await self._submit_push(view, ref)
+                except PrebinderError as error:
+                    log.warning("webhook.problem", repository=view.key, problem=str(error))
+        self._view_changed(view.key)
+        self._schedule.now(view.key, "webhook")
 
-    def _schedule(self) -> None:
-        """One job for each registered repository, and a round at once for each that is new or changed."""
-        polling = self.configuration.current.polling
-        trigger = {"seconds": polling.interval, "jitter": polling.jitter or None}
-        wanted = {f"round {c.repository}": c for c in self.configuration.current.repositories}
-        for job in self._scheduler.get_jobs():
-            if job.id.startswith("round ") and job.id not in wanted:
-                job.remove()
-        for job_id, config in wanted.items():
-            self._scheduler.add_job(
-                self._round,
-                IntervalTrigger(**trigger),
-                args=[str(config.repository)],
-                id=job_id,
-                replace_existing=True,
-                max_instances=1,
-                coalesce=True,
-                misfire_grace_time=None,
-                next_run_time=self._clock(),
-            )
-
-    async def _round(self, repository: str, *, announced: bool = False) -> None:
-        config = self._registered(repository)
-        if config is None:
+    async def _submit_push(self, view: RepositoryView, ref: Ref) -> None:
+        configuration = self._live.current
+        image = image_name(configuration.registry.image_prefix, view.repository, ref.revision)
+        settings = recipe(configuration, view.config)
+        last = self._builds.latest(image)
+        if last is not None and not may_build_again(last, settings, 1, configuration.limits.backoff_max, self._clock()):
             return
-        cause = "webhook" if announced else "schedule"
-        async with self._lock(repository), self._places:
-            try:
-                await self._rounds.run(config, missed=not announced)
-            except HostError as error:
-                self.metrics.rounds.labels(cause, "failure").inc()
-                log.warning("round.failed", repository=repository, problem=str(error))
-                if isinstance(error, HostUnavailable) and error.retry_after:
-                    self._not_before(repository, error.retry_after)
-            except PrebinderError as error:
-                self.metrics.rounds.labels(cause, "failure").inc()
-                log.error("round.failed", repository=repository, problem=str(error))
-            else:
-                self.metrics.rounds.labels(cause, "success").inc()
-            finally:
-                self._soon()
+        if await self._ready(image, view, ref.revision):
+            return
+        wanted = Wanted(view.repository, ref.name, ref.revision, image, Wish.TIP, view.config.priority, settings)
+        await self._builds.submit(wanted)
 
-    async def _hear(self, config: RepositoryConfig, ref: str, revision: str | None) -> None:
-        repository = str(config.repository)
-        self.metrics.webhooks.labels(config.repository.provider, "taken").inc()
+    async def _apply(self) -> None:
+        """Take over the configuration in force: repositories, intervals, image names, parallel builds."""
+        configuration = self._live.current
+        wanted = {str(config.repository): config for config in configuration.repositories}
+        for key in set(self._views) - set(wanted):
+            view = self._views.pop(key)
+            await view.save(self._ledger)
+            for entry in self._builds.active():
+                if entry.record.repository == key and entry.wish is not Wish.PERSON:
+                    await self._builds.cancel(entry.record.id, superseded=True)
+        memories = await self._ledger.repositories() if set(wanted) - set(self._views) else {}
+        changed = []
+        for key, config in wanted.items():
+            view_ = self._views.get(key)
+            if view_ is None:
+                self._views[key] = RepositoryView.of(config, memories.get(key))
+            elif view_.config != config:
+                view_.config = config
+                changed.append(key)
+        if configuration.registry.image_prefix != self._prefix:
+            self._prefix = configuration.registry.image_prefix
+            for view in self._views.values():
+                for revision in view.revisions:
+                    view.set_image(revision, None, self._clock())
+        self._entries.clear()
+        self._publisher.changed()
+        self._builds.dispatch()
+        self._follow()
+        for key in self._views:
+            self._schedule.now(key, "configuration")
+
+    def _follow(self) -> None:
+        polling = self._live.current.polling
+        self._schedule.follow(self._views, polling.interval, polling.jitter)
+
+    # Requests
+
+    async def _resolve(self, spec: Spec, view: RepositoryView | None) -> str:
+        """The host's word; when it is away, the last revision that it told us."""
+        host = self._rounds.host(spec.repository)
         try:
-            async with self._lock(repository):
-                if revision is not None:
-                    await self._rounds.announced(config, ref, revision)
-        except PrebinderError as error:
-            log.error("webhook.failed", repository=repository, problem=str(error))
-        await self._round(repository, announced=True)
+            return await self._rounds.ask(spec.repository, "resolve", host.resolve(spec))
+        except HostUnavailable:
+            entry = self._entry(view) if view else None
+            if entry is None or (known := entry.revision_of(spec.ref)) is None:
+                raise
+            return known
 
-    def _not_before(self, repository: str, seconds: float) -> None:
-        """The host named a pause: the next round of this repository waits for it."""
-        job = self._scheduler.get_job(f"round {repository}")
-        at = self._clock() + timedelta(seconds=seconds)
-        if job is not None and job.next_run_time is not None and job.next_run_time < at:
-            job.modify(next_run_time=at)
+    async def _ready(self, image: ImageName, view: RepositoryView | None, revision: str) -> str | None:
+        """What the Hub starts, when the image exists; when the store is away, what it last said."""
+        try:
+            ready = await self._images.launchable(image)
+        except RegistryError:
+            memory = view.revisions.get(revision) if view else None
+            if memory is None or memory.image is None:
+                raise
+            return memory.image
+        known = view is not None and (ready is not None or revision in view.revisions)
+        if view is not None and known and view.set_image(revision, ready, self._clock()):
+            self._view_changed(view.key)
+        return ready
 
-    async def _forget(self) -> None:
-        await self._ledger.forget_deliveries(self._clock() - _DELIVERIES_KEPT)
+    async def _ask_for(
+        self, repository: Repository, ref: str, revision: str, image: ImageName, priority: Priority, settings: str
+    ) -> BuildEntry:
+        return await self._builds.submit(Wanted(repository, ref, revision, image, Wish.PERSON, priority, settings))
 
-    # What builds need and tell
+    # Builds
 
-    def _order_of(self, record: BuildRecord) -> BuildOrder:
-        provider, _, rest = record.repository.partition("/")
-        repository = parse_spec(provider, f"{rest}/{record.revision}").repository
-        current = self.configuration.current
-        config = current.find(repository)
-        limits = current.limits
-        name, _, tag = record.image.rpartition(":")
+    def _order(self, record: BuildRecord) -> BuildOrder:
+        configuration: Configuration = self._live.current
+        provider, _, name = record.repository.partition("/")
+        repository = parse_spec(provider, f"{name}/{record.revision}").repository
+        registered = configuration.find(repository)
+        limits = configuration.limits
+        image, _, tag = record.image.rpartition(":")
         return BuildOrder(
             id=record.id,
             repository=repository,
-            clone_url=self._hosts[repository.provider].clone_url(repository),
+            clone_url=self._rounds.host(repository).clone_url(repository),
             revision=record.revision,
             ref=record.ref,
-            image=ImageName(name, tag),
-            build_pack=(config.build_pack if config else None) or current.builder.build_pack,
-            base_image=current.builder.base_image,
+            image=ImageName(image, tag),
+            build_pack=(registered.build_pack if registered else None) or configuration.builder.build_pack,
+            base_image=configuration.builder.base_image,
             push=self._images.pushes,
             time_limit=limits.time,
             memory_limit=limits.memory,
@@ -354,104 +416,70 @@ class Controller:
         )
 
     def _build_changed(self, entry: BuildEntry) -> None:
-        self._soon()
-        if not entry.record.state.finished:
-            state = CommitState.PENDING if entry.record.state is BuildState.RUNNING else None
-            if state is not None:
-                self._report(entry.record, state)
+        self._view_changed(entry.record.repository)
+        self._report(entry.record)
 
     async def _build_finished(self, entry: BuildEntry, image: str | None) -> None:
-        record = entry.record
-        await self._rounds.built(record.repository, record.revision, image)
-        if record.state is BuildState.READY:
-            self._report(record, CommitState.SUCCESS)
-        elif record.state is BuildState.FAILED:
-            own = record.failure is FailureKind.REPOSITORY
-            self._report(record, CommitState.FAILURE if own else CommitState.ERROR)
+        if (view := self._views.get(entry.record.repository)) and image is not None:
+            view.set_image(entry.record.revision, image, self._clock())
+            await view.save(self._ledger)
 
-    def _report(self, record: BuildRecord, state: CommitState) -> None:
-        """Tell the Git host, where that is configured; never in the way of a build."""
-        repository = self._repository(record.repository)
-        if repository.provider is not Provider.GITHUB or not self.configuration.current.hosts.github.report_status:
+    def _report(self, record: BuildRecord) -> None:
+        """Write the state to the commit, where the host does that; each state once."""
+        if not self._live.current.hosts.github.report_status or not record.repository.startswith("gh/"):
             return
+        state, words = _REPORTED[record.state]
+        if self._reported.get(record.repository) == (record.id, state) and not record.state.finished:
+            return
+        self._reported[record.repository] = (record.id, state)
+        words = words or (record.failure.heading if record.failure else "The build failed")
+        self._spawn(self._write_status(record, state, words))
 
-        async def tell() -> None:
-            site = self.configuration.current.site.url
-            target = f"{site.rstrip('/')}/builds/{record.id}/log" if site else None
-            words = record.failure.heading if record.failure else f"Image {state.value}"
-            try:
-                await self._hosts[repository.provider].report_status(repository, record.revision, state, words, target)
-            except HostError as error:
-                log.warning("status.not_reported", repository=record.repository, problem=str(error))
+    async def _write_status(self, record: BuildRecord, state: CommitState, words: str) -> None:
+        provider, _, name = record.repository.partition("/")
+        repository = parse_spec(provider, f"{name}/{record.revision}").repository
+        site = self._live.current.site.url
+        target = site.rstrip("/") + launch_path(repository, record.revision) if site else None
+        host = self._rounds.host(repository)
+        try:
+            await self._rounds.ask(
+                repository, "status", host.report_status(repository, record.revision, state, words, target)
+            )
+        except PrebinderError as error:
+            log.warning("status.problem", repository=record.repository, problem=str(error))
 
-        self._begin(tell())
+    # The catalogue
 
-    # How
+    def _view_changed(self, repository: str) -> None:
+        self._entries.pop(repository, None)
+        self._publisher.changed()
 
-    def _check_allowed(self, config: RepositoryConfig | None) -> None:
-        rule = self.configuration.current.on_demand
-        if rule == "none":
-            raise RefusedError("There is no image of this revision, and this installation builds nothing on demand.")
-        if rule == "registered" and config is None:
-            raise RefusedError("This repository is not registered here. Ask the operator to register it.")
+    def _entry(self, view: RepositoryView) -> RepositoryEntry:
+        if (entry := self._entries.get(view.key)) is None:
+            host = self._hosts.get(view.repository.provider)
+            entry = self._entries[view.key] = repository_entry(
+                view,
+                lambda revision: self._rounds.latest(view, revision),
+                url=host.web_url(view.repository) if host else "",
+                now=self._clock(),
+                interval=self._live.current.polling.interval,
+            )
+        return entry
 
-    def _registered(self, repository: str) -> RepositoryConfig | None:
-        return next((c for c in self.configuration.current.repositories if str(c.repository) == repository), None)
+    def _compose(
+        self,
+    ) -> tuple[Configuration, str | None, tuple[RepositoryEntry, ...], tuple[BuildSummary, ...]]:
+        entries = tuple(self._entry(view) for view in self._views.values())
+        recent = tuple(build_summary(record) for record in self._builds.recent(RECENT_BUILDS))
+        return self._live.current, self._live.problem, entries, recent
 
-    def _host_status(self, config: RepositoryConfig) -> HostStatus:
-        key = str(config.repository)
-        memory = self._rounds.memories.get(key) or RepositoryMemory(key)
-        job = self._scheduler.get_job(f"round {key}")
-        return HostStatus(
-            repository=key,
-            looked_at=memory.looked_at,
-            next_look_at=job.next_run_time if job else None,
-            problem=memory.problem,
-        )
-
-    def _repository(self, text: str) -> Repository:
-        provider, _, rest = text.partition("/")
-        return parse_spec(provider, f"{rest}/HEAD").repository
-
-    def _lock(self, repository: str) -> asyncio.Lock:
-        return self._locks.setdefault(repository, asyncio.Lock())
-
-    def _begin(self, work: Coroutine[None, None, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Work that nobody waits for; its problems are logged, its end is waited for when we stop."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._spawned)
 
-    def _soon(self) -> None:
-        """Publish, with all that changes within the next tenth of a second."""
-        if self._publishing is None:
-            self._publishing = asyncio.get_running_loop().call_later(_DEBOUNCE, self._publish)
-
-    def _publish(self) -> None:
-        self._publishing = None
-        new = make_catalogue(
-            self.configuration.current,
-            self.configuration.problem,
-            self._rounds.memories,
-            self._builds.latest,
-            self._builds.recent(_RECENT),
-            web_url=lambda r: self._hosts[r.provider].web_url(r),
-            now=self._clock(),
-        )
-        if self._catalogue is None or new.version != self._catalogue.version:
-            self._catalogue = new
-            self._begin(self._tell())
-
-    async def _tell(self) -> None:
-        async with self._news:
-            self._news.notify_all()
-
-
-def _stays_failed(latest: BuildEntry, settings: str) -> bool:
-    """Whether building again would only fail again."""
-    record = latest.record
-    return (
-        record.state is BuildState.FAILED
-        and record.failure is not None
-        and latest.recipe == settings
-        and record.failure.disposition.value == "stalled"
-    )
+    def _spawned(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("controller.task", problem=str(error), exc_info=error)

@@ -13,6 +13,12 @@ class QueueFull(PrebinderError):
     """Seconds after which to ask again."""
 
 
+class UnsupportedHost(PrebinderError):
+    """This installation reaches no host of this kind."""
+
+    kind = FailureKind.UNSUPPORTED
+
+
 class BuildNotFound(PrebinderError):
     """No build has this id, or several ids begin so."""
 

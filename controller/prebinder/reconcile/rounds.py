@@ -1,41 +1,76 @@
-"""A round over one repository: observe, collect, plan, submit. Level-triggered, one at a time for each repository.
+"""One round over one repository: a list of small steps with one signature.
 
-A round compares what the policy wants of the refs with the images that exist and the builds that wait or run, and acts
-on the difference. Whatever was missed (a lost webhook, a restart, a deleted image) the next round finds.
+observe   ask the Git host where the refs stand
+inspect   ask the image store which of the wanted images exist
+submit    plan (pure, see `plan.py`) and queue what is missing; cancel what was superseded
+trace     ask the Git host for the commits in between, of which `every-commit` wants images too
+collect   drop what nothing shows any more
+publish   write the ledger, renew the catalogue
+
+Tips are submitted before the commits in between are even asked for. A step that fails ends the asking, not the round:
+what is known is still acted on and published, with the problem in words for people.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
-from datetime import datetime
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 import structlog
 
-from prebinder.config import LiveConfiguration, RepositoryConfig
-from prebinder.hosts.base import Commit, Host
-from prebinder.ledger import BuildEntry, Ledger, RepositoryMemory, RevisionMemory
-from prebinder.ledger.records import RefMemory
-from prebinder.model.failure import HostError, PrebinderError
+from prebinder.config import LiveConfiguration
+from prebinder.hosts.base import Host
+from prebinder.ledger import BuildEntry, Ledger
+from prebinder.model.catalogue import RefKind
+from prebinder.model.events import BuildState
+from prebinder.model.failure import Disposition, HostError, HostUnavailable, PrebinderError, RegistryError
 from prebinder.model.images import image_name
-from prebinder.model.policy import BuildRule, Ref, Refs
-from prebinder.model.spec import Provider
+from prebinder.model.policy import BuildRule, wanted
+from prebinder.model.spec import Provider, Repository
 from prebinder.reconcile.builds import Builds, Wanted
-from prebinder.reconcile.errors import BuildEnded, QueueFull
+from prebinder.reconcile.errors import BuildEnded, QueueFull, UnsupportedHost
 from prebinder.reconcile.metrics import Metrics
-from prebinder.reconcile.plan import Plan, Planned, moved, plan, recipe
+from prebinder.reconcile.plan import moved, plan, recipe
+from prebinder.reconcile.views import RepositoryView
 from prebinder.registry.base import ImageStore
 
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
+_ROUNDS_AT_ONCE = 8
+_QUESTIONS_AT_ONCE = 8
+_TRACES = 20
+"""Most refs of a round whose commits are asked for; the next round goes on."""
+_LOOKS_BACK = 10
+"""Images of earlier revisions that a round looks for, to notice deleted ones."""
+_KEPT_REVISIONS = 200
+"""Revisions that no ref stands at, shown for each repository."""
 
-REVISIONS_KEPT = 500
+
+@dataclass(slots=True)
+class Round:
+    """What one round has found out so far."""
+
+    view: RepositoryView
+    cause: str
+    unknown: set[str] = field(default_factory=set)
+    """Revisions whose image could not be looked for."""
+    problem: str | None = None
+    host_problem: str | None = None
+    """The problem, when it is the Git host's."""
+    retry_after: float | None = None
+
+    @property
+    def scheduled(self) -> bool:
+        return self.cause == "schedule"
 
 
 class Rounds:
-    """Rounds over registered repositories; `memories` is what they found, kept in step with the ledger."""
+    """Runs rounds. `later` postpones the next round of a repository, `changed` renews the catalogue."""
 
     def __init__(
         self,
@@ -47,6 +82,8 @@ class Rounds:
         builds: Builds,
         metrics: Metrics,
         clock: Callable[[], datetime],
+        changed: Callable[[str], None],
+        later: Callable[[str, float], None],
     ) -> None:
         self._configuration = configuration
         self._ledger = ledger
@@ -55,217 +92,238 @@ class Rounds:
         self._builds = builds
         self._metrics = metrics
         self._clock = clock
-        self.memories: dict[str, RepositoryMemory] = {}
-
-    async def load(self) -> None:
-        """Take up what the ledger remembers."""
-        self.memories = await self._ledger.repositories()
-
-    def memory(self, config: RepositoryConfig) -> RepositoryMemory:
-        key = str(config.repository)
-        return self.memories.get(key) or RepositoryMemory(key)
-
-    async def run(self, config: RepositoryConfig, *, missed: bool = False) -> None:
-        """One whole round. With `missed`, a change that it finds is one of which no webhook told.
-
-        Raises HostError after noting it as the repository's problem; what can be done without the host is done.
-        """
-        before = self.memory(config)
-        problem: HostError | None = None
-        try:
-            refs = await self._ask(config, "list_refs", self._host(config).list_refs(config.repository))
-            after = await self._observe(config, before, refs, missed=missed)
-        except HostError as error:
-            problem = error
-            after = replace(before, problem=str(error))
-        after, unknown = await self._look_for_images(config, after)
-        await self._keep(before, after)
-        await self._submit(config, await self._plan(config, after, unknown))
-        if problem is not None:
-            raise problem
-
-    async def announced(self, config: RepositoryConfig, ref: str, revision: str) -> None:
-        """A webhook says where a ref stands: build that at once, before any look at the host."""
-        before = self.memory(config)
-        known = [r for r in before.refs if r.name == ref]
-        now = self._clock()
-        after = replace(before, webhook_at=now, webhook_missed=False)
-        if len(known) == 1:
-            there = replace(known[0], revision=revision)
-            after = replace(after, refs=tuple(there if r is known[0] else r for r in before.refs))
-            after = _with_commits(after, [Commit(revision, "")], via=None, now=now)
-        after, unknown = await self._look_for_images(config, after)
-        await self._keep(before, after)
-        if len(known) == 1:
-            await self._submit(config, await self._plan(config, after, unknown))
-
-    async def built(self, repository: str, revision: str, image: str | None) -> None:
-        """A build ended with this image, or without one."""
-        before = self.memories.get(repository)
-        if before is None or image is None:
-            return
-        have = before.revisions.get(revision)
-        now = self._clock()
-        if have is None:
-            position = max((r.position for r in before.revisions.values()), default=0) + 1
-            have = RevisionMemory(revision, position, now)
-        revised = replace(have, image=image, image_since=now)
-        await self._keep(before, replace(before, revisions={**before.revisions, revision: revised}))
-
-    # The steps
-
-    async def _observe(
-        self, config: RepositoryConfig, before: RepositoryMemory, refs: Refs, *, missed: bool
-    ) -> RepositoryMemory:
-        """What the host shows now, with the commits that came since the last look."""
-        now = self._clock()
-        policy, limits = config.policy, self._configuration.current.limits
-        covered = {(r.kind, r.name): r.covered for r in before.refs}
-        after = before
-        moves = moved(policy, before.refs, refs)
-        for move in moves:
-            every = policy.build is BuildRule.EVERY_COMMIT and move.old is not None
-            commits: Sequence[Commit] = await self._ask(
-                config,
-                "commits_between",
-                self._host(config).commits_between(
-                    config.repository, move.old if every else None, move.ref.revision, limits.commits
-                ),
-            )
-            after = _with_commits(after, commits, via=move.ref.name if every else None, now=now)
-            covered[move.ref.kind, move.ref.name] = move.ref.revision
-        return replace(
-            after,
-            default_branch=refs.default_branch,
-            looked_at=now,
-            webhook_missed=before.webhook_missed or (missed and bool(moves) and before.looked_at is not None),
-            problem=None,
-            refs=tuple(
-                RefMemory(r.kind, r.name, r.revision, covered.get((r.kind, r.name)))
-                for r in refs.refs
-                if policy.wants(r, refs.default_branch)
-            ),
+        self._changed = changed
+        self._later = later
+        self._room = asyncio.Semaphore(_ROUNDS_AT_ONCE)
+        self._paused: dict[str, datetime] = {}
+        self._looked_back: dict[str, int] = {}
+        self.steps: tuple[Callable[[Round], Awaitable[None]], ...] = (
+            self.observe,
+            self.inspect,
+            self.submit,
+            self.trace,
+            self.submit,
+            self.collect,
+            self.publish,
         )
 
-    async def _look_for_images(
-        self, config: RepositoryConfig, memory: RepositoryMemory
-    ) -> tuple[RepositoryMemory, set[str]]:
-        """Which wanted revisions have an image; and those of which the store did not say."""
-        prefix = self._configuration.current.registry.image_prefix
-        revisions, unknown = dict(memory.revisions), set[str]()
-        tips = {r.revision for r in memory.refs}
-        wanted = tips | {r.revision for r in revisions.values() if r.via is not None and r.image is None}
-        for revision in wanted:
-            have = revisions.get(revision)
-            if have is None:
-                continue
-            try:
-                image = await self._images.launchable(image_name(prefix, config.repository, revision))
-            except PrebinderError as error:
-                log.warning("round.images", repository=memory.repository, problem=str(error))
-                unknown |= wanted
-                break
-            if image != have.image:
-                revisions[revision] = replace(have, image=image, image_since=self._clock())
-        return replace(memory, revisions=revisions), unknown
+    async def run(self, view: RepositoryView, cause: str) -> None:
+        """One round. Never raises: a problem is written to the repository."""
+        if (until := self._paused.get(_server(view.repository))) and (rest := until - self._clock()) > timedelta(0):
+            self._later(view.key, rest.total_seconds())
+            return
+        async with self._room:
+            round_ = Round(view, cause)
+            for step in self.steps:
+                try:
+                    await step(round_)
+                except PrebinderError as error:
+                    self._note(round_, error)
+                except Exception as error:
+                    log.exception("round.defect", repository=view.key, step=step.__name__)
+                    self._note(round_, PrebinderError(f"A defect of Prebinder: {type(error).__name__}."))
+        self._sum_up(round_)
 
-    async def _plan(self, config: RepositoryConfig, memory: RepositoryMemory, unknown: set[str]) -> Plan:
-        current = self._configuration.current
-        refs = Refs(tuple(Ref(r.name, r.kind, r.revision) for r in memory.refs), memory.default_branch)
-        builds: dict[str, BuildEntry] = {}
-        failures: dict[str, int] = {}
-        for revision in memory.revisions:
-            reference = str(image_name(current.registry.image_prefix, config.repository, revision))
-            if entry := self._builds.latest(reference):
-                builds[revision] = entry
-                if entry.record.failure is not None and entry.record.state.finished:
-                    failures[revision] = await self._ledger.failures(reference)
-        return plan(
-            config.policy,
-            config.priority,
-            refs,
-            memory.revisions,
+    # Questions
+
+    def host(self, repository: Repository) -> Host:
+        """The host of a repository. Raises UnsupportedHost."""
+        host = self._hosts.get(repository.provider)
+        if host is None:
+            raise UnsupportedHost(f"This installation does not reach {repository.provider.display_name} repositories.")
+        return host
+
+    async def ask(self, repository: Repository, question: str, answer: Awaitable[T]) -> T:
+        """Count a question to a Git host, and keep the pause that it asks for."""
+        result = "error"
+        try:
+            value = await answer
+            result = "ok"
+        except HostUnavailable as error:
+            if error.retry_after is not None:
+                self._paused[_server(repository)] = self._clock() + timedelta(seconds=error.retry_after)
+            raise
+        finally:
+            self._metrics.questions.labels(repository.provider.value, question, result).inc()
+        return value
+
+    def wanted(self, view: RepositoryView, revision: str) -> str:
+        """The reference of the image of a revision."""
+        return str(image_name(self._configuration.current.registry.image_prefix, view.repository, revision))
+
+    def latest(self, view: RepositoryView, revision: str) -> BuildEntry | None:
+        return self._builds.latest(self.wanted(view, revision))
+
+    # Steps
+
+    async def observe(self, round_: Round) -> None:
+        view, asked_at = round_.view, round_.view.pushes
+        first = view.memory.looked_at is None
+        refs = await self.ask(view.repository, "refs", self.host(view.repository).list_refs(view.repository))
+        now = self._clock()
+        news = view.look(refs, asked_at, now)
+        if round_.scheduled and not first:
+            view.note(webhook_missed=news)
+        listed = wanted(view.config.policy, view.as_refs())
+        view.see([ref.revision for ref in (*listed, *view.as_refs().refs)], now)
+        self._changed(view.key)
+
+    async def inspect(self, round_: Round) -> None:
+        """Wanted images: on schedule all of them, so that deleted ones are noticed; else those not known to exist."""
+        view = round_.view
+        tips = [ref.revision for ref in wanted(view.config.policy, view.as_refs())]
+        have = {r for r, memory in view.revisions.items() if memory.image is not None}
+        ask = [r for r in dict.fromkeys(tips) if round_.scheduled or r not in have]
+        if round_.scheduled:
+            ask += self._look_back(view, have - set(tips))
+        prefix = self._configuration.current.registry.image_prefix
+        room = asyncio.Semaphore(_QUESTIONS_AT_ONCE)
+        problems: list[RegistryError] = []
+
+        async def look(revision: str) -> None:
+            async with room:
+                if problems:  # it is away: no need to wait for every single question
+                    round_.unknown.add(revision)
+                    return
+                last = self.latest(view, revision)
+                if last is not None and not last.record.state.finished:
+                    return
+                try:
+                    image = await self._images.launchable(image_name(prefix, view.repository, revision))
+                except RegistryError as error:
+                    problems.append(error)
+                    round_.unknown.add(revision)
+                    return
+                if last is self.latest(view, revision):  # else a build ended meanwhile, which knows better
+                    view.set_image(revision, image, self._clock())
+
+        await asyncio.gather(*(look(revision) for revision in ask))
+        self._changed(view.key)
+        if problems:
+            raise problems[0]
+
+    async def submit(self, round_: Round) -> None:
+        view, configuration = round_.view, self._configuration.current
+        policy, limits = view.config.policy, configuration.limits
+        builds = {r: entry for r in view.revisions if (entry := self.latest(view, r)) is not None}
+        failures = {
+            r: await self._ledger.failures(entry.record.image)
+            for r, entry in builds.items()
+            if entry.record.state is BuildState.FAILED
+            and entry.record.failure is not None
+            and entry.record.failure.disposition is Disposition.RETRY
+        }
+        settings = recipe(configuration, view.config)
+        todo = plan(
+            policy,
+            view.config.priority,
+            view.as_refs(),
+            view.revisions,
             builds,
-            unknown=unknown,
+            unknown=round_.unknown,
             failures=failures,
-            settings=recipe(current, config),
-            commits=current.limits.commits,
-            pause=current.limits.backoff_max,
+            settings=settings,
+            commits=limits.commits,
+            pause=limits.backoff_max,
             now=self._clock(),
         )
-
-    async def _submit(self, config: RepositoryConfig, decided: Plan) -> None:
-        current = self._configuration.current
-        for build_id in decided.superseded:
+        for build_id in todo.superseded:
             try:
                 await self._builds.cancel(build_id, superseded=True)
             except BuildEnded:
                 continue
-        for planned in decided.builds:
+        await view.save(self._ledger)
+        for planned in todo.builds:
+            image = image_name(configuration.registry.image_prefix, view.repository, planned.revision)
             try:
-                await self._builds.submit(self._wanted(config, planned, recipe(current, config)))
+                await self._builds.submit(
+                    Wanted(
+                        view.repository,
+                        planned.ref,
+                        planned.revision,
+                        image,
+                        planned.wish,
+                        planned.priority,
+                        settings,
+                    )
+                )
             except QueueFull:
-                log.warning("round.queue_full", repository=str(config.repository))
-                break
+                log.warning("round.queue-full", repository=view.key)
+                break  # the next round goes on
 
-    def _wanted(self, config: RepositoryConfig, planned: Planned, settings: str) -> Wanted:
-        prefix = self._configuration.current.registry.image_prefix
-        return Wanted(
-            repository=config.repository,
-            ref=planned.ref,
-            revision=planned.revision,
-            image=image_name(prefix, config.repository, planned.revision),
-            wish=planned.wish,
-            priority=planned.priority,
-            recipe=settings,
-        )
+    async def trace(self, round_: Round) -> None:
+        """The commits since the last look, of the refs that moved. A failure leaves them for the next round."""
+        view = round_.view
+        if round_.problem is not None and round_.retry_after is not None:
+            return
+        policy, limit = view.config.policy, self._configuration.current.limits.commits
+        every = policy.build is BuildRule.EVERY_COMMIT
+        host = self.host(view.repository)
+        for move in moved(policy, view.refs.values(), view.as_refs())[:_TRACES]:
+            key = (move.ref.kind, move.ref.name)
+            between = every and move.ref.kind is RefKind.BRANCH
+            old = move.old if between else None
+            commits = await self.ask(
+                view.repository,
+                "commits",
+                host.commits_between(view.repository, old, move.ref.revision, limit if between else 1),
+            )
+            view.trace(key, commits, between=between, now=self._clock())
+            view.cover(key, move.ref.revision)
+        self._changed(view.key)
+
+    async def collect(self, round_: Round) -> None:
+        view = round_.view
+        surplus = [
+            r
+            for r in view.surplus(_KEPT_REVISIONS)
+            if (last := self.latest(view, r)) is None or last.record.state.finished
+        ]
+        for revision in surplus:
+            del view.revisions[revision]
+        if surplus:
+            await self._ledger.forget(view.key, surplus)
+
+    async def publish(self, round_: Round) -> None:
+        view = round_.view
+        if round_.problem != view.memory.problem:
+            view.note(problem=round_.problem)
+        self._changed(view.key)
+        await view.save(self._ledger)
 
     # How
 
-    async def _keep(self, before: RepositoryMemory, after: RepositoryMemory) -> None:
-        """In memory and in the ledger, but no more revisions than anybody looks at."""
-        tips = {r.revision for r in after.refs}
-        ordered = sorted(after.revisions.values(), key=lambda r: r.position, reverse=True)
-        gone = [r.revision for r in ordered[REVISIONS_KEPT:] if r.revision not in tips]
-        if gone:
-            after = replace(after, revisions={k: v for k, v in after.revisions.items() if k not in gone})
-        # Another step may have noted a finished image meanwhile: those are kept.
-        current = self.memories.get(after.repository)
-        if current is not None and current is not before:
-            merged = dict(after.revisions)
-            for revision, memory in current.revisions.items():
-                if revision not in gone and (revision not in merged or (memory.image and not merged[revision].image)):
-                    merged[revision] = memory
-            after = replace(after, revisions=merged)
-        self.memories[after.repository] = after
-        revised = [r for k, r in after.revisions.items() if before.revisions.get(k) != r]
-        await self._ledger.remember(after, refs_changed=before.refs != after.refs, revised=revised)
-        if gone:
-            await self._ledger.forget(after.repository, gone)
+    def _look_back(self, view: RepositoryView, have: set[str]) -> list[str]:
+        """A few known images, other ones each time."""
+        order = sorted(have)
+        start = self._looked_back.get(view.key, 0) % max(len(order), 1)
+        self._looked_back[view.key] = start + _LOOKS_BACK
+        return (order[start:] + order[:start])[:_LOOKS_BACK]
 
-    def _host(self, config: RepositoryConfig) -> Host:
-        return self._hosts[config.repository.provider]
+    def _note(self, round_: Round, error: PrebinderError) -> None:
+        if round_.problem is None:
+            round_.problem = str(error)
+        if isinstance(error, HostError):
+            round_.host_problem = round_.host_problem or str(error)
+        if isinstance(error, HostUnavailable) and error.retry_after is not None:
+            round_.retry_after = error.retry_after
 
-    async def _ask(self, config: RepositoryConfig, question: str, answer: Awaitable[T]) -> T:
-        try:
-            result = await answer
-        except HostError:
-            self._metrics.questions.labels(config.repository.provider, question, "failure").inc()
-            raise
-        self._metrics.questions.labels(config.repository.provider, question, "success").inc()
-        return result
+    def _sum_up(self, round_: Round) -> None:
+        """The one place that decides when to come back."""
+        view, configuration = round_.view, self._configuration.current
+        self._metrics.rounds.labels(round_.cause, "problem" if round_.problem else "ok").inc()
+        view.host_problem = round_.host_problem
+        if round_.problem is None:
+            view.failures = 0
+            return
+        view.failures += 1
+        pause = min(configuration.limits.backoff * 2 ** min(view.failures - 1, 20), configuration.polling.interval)
+        self._later(view.key, max(pause, round_.retry_after or 0.0, 0.1))
+        log.warning("round.problem", repository=view.key, problem=round_.problem, failures=view.failures)
 
 
-def _with_commits(
-    memory: RepositoryMemory, commits: Sequence[Commit], *, via: str | None, now: datetime
-) -> RepositoryMemory:
-    """With these commits (newest first) seen; what is known of them already stays."""
-    revisions = dict(memory.revisions)
-    position = max((r.position for r in revisions.values()), default=0)
-    for commit in reversed(commits):
-        have = revisions.get(commit.revision)
-        if have is None:
-            position += 1
-            have = RevisionMemory(commit.revision, position, now)
-        revisions[commit.revision] = replace(have, summary=commit.summary or have.summary, via=have.via or via)
-    return replace(memory, revisions=revisions)
+def _server(repository: Repository) -> str:
+    """Who asks for pauses: a host of many repositories asks for all of them."""
+    if repository.provider is Provider.GIT:
+        return urlsplit(repository.name).netloc
+    return repository.provider.value
