@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 import socket
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
@@ -26,23 +25,19 @@ from prebinder.builders.base import Builder
 from prebinder.builders.engine import Engine
 from prebinder.builders.local import LocalBuilder
 from prebinder.builders.logs import LogStore
-from prebinder.config import Configuration, LiveConfiguration, load
-from prebinder.config.models import SecretRef
+from prebinder.config import Configuration, LiveConfiguration
 from prebinder.config.state import StateFolder
 from prebinder.hosts.base import Host
-from prebinder.hosts.table import create_hosts
 from prebinder.ledger import Ledger
-from prebinder.model.failure import ConfigurationError, EngineError
+from prebinder.model.failure import EngineError
 from prebinder.model.spec import Provider
 from prebinder.reconcile import Controller
-from prebinder.registry import create_image_store
 from prebinder.registry.base import ImageStore
 from prebinder_site.app import EndpointSettings
-from prebinder_site.app import create_app as create_endpoint
 
 log = structlog.get_logger(__name__)
 
-_CONTROLLER_TIMEOUT = httpx.Timeout(10.0, read=60.0)
+CONTROLLER_TIMEOUT = httpx.Timeout(10.0, read=60.0)
 
 
 class PortTaken(EngineError):
@@ -118,6 +113,9 @@ class RunningController:
 
     controller: Controller
     api: ASGIApp
+    """For the Unix socket, which only its owner may open."""
+    guarded: ASGIApp
+    """The same behind the bearer token, if there is one."""
     hooks: ASGIApp
 
 
@@ -141,7 +139,9 @@ async def started_controller(
         stop = asyncio.Event()
         following = asyncio.create_task(live.follow(controller.configuration_changed, stop))
         try:
-            yield RunningController(controller, create_app(controller, token), create_hooks_app(controller))
+            yield RunningController(
+                controller, create_app(controller, None), create_app(controller, token), create_hooks_app(controller)
+            )
         finally:
             stop.set()
             await asyncio.wait([following], timeout=5)
@@ -183,74 +183,6 @@ def endpoint_settings(
     )
 
 
-async def run_controller(path: Path, state_root: Path) -> int:
-    """`prebinder controller`: until SIGTERM. Returns the exit code."""
-    from prebinder.onemachine.engine import clear_leftovers, start_engine
-
-    state = StateFolder(state_root)
-    state.create()
-    live = LiveConfiguration(load(path), path)
-    configuration = live.current
-    token = _secret(configuration.controller.token)
-    if token is None and configuration.controller.address not in ("127.0.0.1", "::1", "localhost"):
-        raise ConfigurationError("controller.token is needed, because controller.address is more than this machine.")
-    listener = listen(configuration.controller.address, configuration.controller.port, "controller.port")
-    async with contextlib.AsyncExitStack() as parts:
-        parts.callback(listener.close)
-        await clear_leftovers(state.root)
-        engine = await parts.enter_async_context(start_engine(state.root, configuration.builder.engine))
-        images = create_image_store(configuration.registry, engine.socket)
-        parts.push_async_callback(images.aclose)
-        builder = local_builder(configuration, state, engine)
-        hosts = create_hosts(configuration.hosts, state.git_cache)
-        running = await parts.enter_async_context(
-            started_controller(live, state, builder=builder, images=images, hosts=hosts, token=token)
-        )
-        await parts.enter_async_context(served(running.api, sockets=[listener]))
-        await parts.enter_async_context(served(running.api, uds=state.controller_socket))
-        log.info("controller.ready", address=configuration.controller.address, port=listener.getsockname()[1])
-        await until_signal()
-    return 0
-
-
-async def run_endpoint(path: Path, state_root: Path) -> int:
-    """`prebinder serve`: until SIGTERM. Returns the exit code."""
-    state = StateFolder(state_root)
-    state.create()
-    configuration = load(path)
-    hub = configuration.hub
-    if hub.url is None or hub.token is None:
-        raise ConfigurationError("hub.url and hub.token are needed: the launch endpoint hands off to that JupyterHub.")
-    listener = listen(configuration.site.address, configuration.site.port, "site.port")
-    controller = configuration.controller
-    token = _secret(controller.token)
-    async with contextlib.AsyncExitStack() as parts:
-        parts.callback(listener.close)
-        client = await parts.enter_async_context(
-            httpx.AsyncClient(
-                base_url=controller.url or f"http://{controller.address}:{controller.port}",
-                headers={"authorization": f"Bearer {token.get_secret_value()}"} if token else {},
-                timeout=_CONTROLLER_TIMEOUT,
-            )
-        )
-        images = create_image_store(configuration.registry)
-        parts.push_async_callback(images.aclose)
-        settings = endpoint_settings(
-            configuration,
-            state,
-            public_url=public_url(configuration, listener.getsockname()[1]),
-            hub_api_url=f"{hub.url.rstrip('/')}/hub/api/",
-            hub_public_url=hub.public_url or hub.url,
-            hub_token=hub.token.read(),
-        )
-        hosts = create_hosts(configuration.hosts, state.git_cache)
-        app = create_endpoint(settings, controller=client, images=images, hosts=hosts)
-        await parts.enter_async_context(served(app, sockets=[listener]))
-        log.info("endpoint.ready", url=settings.public_url)
-        await until_signal()
-    return 0
-
-
 def local_builder(
     configuration: Configuration, state: StateFolder, engine: Engine, pip_base_image: str | None = None
 ) -> LocalBuilder:
@@ -271,7 +203,7 @@ def controller_client(state: StateFolder) -> httpx.AsyncClient:
     has ended, so that no event stream would ever begin.
     """
     transport = httpx.AsyncHTTPTransport(uds=str(state.controller_socket), limits=httpx.Limits(max_connections=None))
-    return httpx.AsyncClient(transport=transport, base_url="http://controller", timeout=_CONTROLLER_TIMEOUT)
+    return httpx.AsyncClient(transport=transport, base_url="http://controller", timeout=CONTROLLER_TIMEOUT)
 
 
 def public_url(configuration: Configuration, port: int) -> str:
@@ -281,16 +213,3 @@ def public_url(configuration: Configuration, port: int) -> str:
     address = configuration.site.address
     shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(address, f"[{address}]" if ":" in address else address)  # noqa: S104
     return f"http://{shown}:{port}/"
-
-
-def _secret(reference: SecretRef | None) -> SecretStr | None:
-    return reference.read() if reference else None
-
-
-async def until_signal() -> None:
-    """Return at the first SIGINT or SIGTERM."""
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
-    await stop.wait()

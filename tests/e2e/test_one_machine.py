@@ -39,6 +39,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         pytest.skip("needs root to run containers with a network of their own")
     with stack(tmp_path_factory.mktemp("pb"), QUICK_CULLING) as here:
         here.start()
+        until("the demo's images are ready", lambda: all_ready(here), 300, 0.5)
         yield here
         here.stop()
         assert here.left_behind() == []
@@ -66,6 +67,11 @@ def builds(running: Stack) -> list[dict[str, object]]:
         dict(zip(("id", "repository", "ref", "revision", "state", "failure"), line.split("\t"), strict=True))
         for line in running.command("status").stdout.splitlines()
     ]
+
+
+def all_ready(running: Stack) -> bool:
+    there = builds(running)
+    return bool(there) and all(b["state"] == "ready" for b in there)
 
 
 def build_of(running: Stack, revision: str, state: str) -> dict[str, object] | None:
@@ -182,7 +188,7 @@ def test_a_server_has_the_binder_environment_and_no_way_to_the_hub(running: Stac
 def test_after_kill_9_it_goes_on_where_it_was_and_leaves_nothing(tmp_path: Path) -> None:
     with stack(tmp_path / "pb") as here:
         here.start()
-        until("the demo is ready", lambda: "ready" in here.command("status").stdout, 300, 0.5)
+        until("the demo's images are ready", lambda: all_ready(here), 300, 0.5)
         checkout = clone(here, tmp_path / "examples")
         revision = push_a_change(checkout, "requirements.txt", "cowsay==6.1\n")
         until("it is being built", lambda: build_of(here, revision, "running"), 30)

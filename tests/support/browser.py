@@ -26,9 +26,12 @@ def absent(what: str) -> None:
     pytest.skip(f"{what} is not installed")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    """One Chromium for the session; take a new context for each test."""
+    """One Chromium for the module; take a new context for each test.
+
+    Not for the session: while Playwright's synchronous side runs, no other event loop can.
+    """
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if path is None:
         absent("Chromium")

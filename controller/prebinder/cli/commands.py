@@ -83,7 +83,7 @@ def up(
 @app.command()
 def controller(config: ConfigOption = None, state: StateOption = DEFAULT_STATE) -> None:
     """Run the controller apart: watch repositories, build, and serve its API."""
-    from prebinder.compose import run_controller
+    from prebinder.cli.apart import run_controller
 
     _log_to(None)
     _run(run_controller(_needed(config), state.absolute()))
@@ -92,7 +92,7 @@ def controller(config: ConfigOption = None, state: StateOption = DEFAULT_STATE) 
 @app.command()
 def serve(config: ConfigOption = None, state: StateOption = DEFAULT_STATE) -> None:
     """Run the launch endpoint apart: serve the site and answer clicks."""
-    from prebinder.compose import run_endpoint
+    from prebinder.cli.apart import run_endpoint
 
     _log_to(None)
     _run(run_endpoint(_needed(config), state.absolute()))

@@ -21,8 +21,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx
+import platformdirs
 
 from prebinder.builders.engine import PASSED_ON, Engine, attempt, call, last_line
+from prebinder.config import Configuration
 from prebinder.model.failure import EngineError
 from prebinder.onemachine.engine import install_packages
 
@@ -97,6 +99,15 @@ async def ensure_base_image(engine: Engine, cache: Path, say: Callable[[str], No
     await _make(engine, cache, name, authorities, say)
     await _export(engine, name, cached)
     return name
+
+
+async def pip_base_image(configuration: Configuration, engine: Engine, say: Callable[[str], None]) -> str | None:
+    """The base image of builds with the pip build pack; None when nothing uses the pack or the configuration names a
+    base image. Raises EngineError."""
+    packs = {configuration.builder.build_pack, *(r.build_pack for r in configuration.repositories)}
+    if configuration.builder.base_image is not None or "pip" not in packs:
+        return None
+    return await ensure_base_image(engine, platformdirs.user_cache_path("prebinder"), say)
 
 
 def _authorities() -> dict[str, bytes]:

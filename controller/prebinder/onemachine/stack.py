@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
-import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,11 +28,12 @@ from prebinder.builders.engine import Engine, call
 from prebinder.config import Configuration, LiveConfiguration, load
 from prebinder.config.state import StateFolder
 from prebinder.hosts.table import create_hosts
-from prebinder.model.failure import EngineError, PrebinderError
-from prebinder.onemachine.base_image import ensure_base_image
+from prebinder.model.failure import PrebinderError
+from prebinder.onemachine.base_image import pip_base_image
 from prebinder.onemachine.defaults import default_configuration
 from prebinder.onemachine.demo import create_demo
-from prebinder.onemachine.engine import clear_leftovers, start_engine
+from prebinder.onemachine.engine import start_engine
+from prebinder.onemachine.exclusive import exclusive
 from prebinder.onemachine.git_http import GitHttp
 from prebinder.onemachine.hub import HubProcess, install_proxy
 from prebinder.onemachine.screen import BuildTicker, Screen
@@ -51,10 +50,6 @@ class HubAddress:
     api_url: str
     public_url: str
     token: SecretStr
-
-
-class AlreadyRunning(EngineError):
-    """Another process uses the state folder."""
 
 
 class PublicApp:
@@ -84,32 +79,12 @@ def _below(scope: Scope, root: str) -> Scope:
     return {**scope, "root_path": scope.get("root_path", "") + root}
 
 
-@contextlib.contextmanager
-def _only_one(state: StateFolder) -> Iterator[None]:
-    path = state.run / "lock"
-    with path.open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            owner = lock.read().strip() or "?"
-            raise AlreadyRunning(
-                f"Prebinder runs already with the state folder {state.root} (process {owner}). "
-                "Use that one, stop it, or choose another folder with --state."
-            ) from None
-        lock.seek(0)
-        lock.truncate()
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
-        yield
-
-
 async def run_stack(config: Path | None, state_root: Path, port: int | None) -> int:
     """`prebinder up`: until Ctrl-C or SIGTERM. Returns the exit code."""
     state = StateFolder(state_root)
     state.create()
     screen = Screen()
-    with _only_one(state):
+    with exclusive(state):
         path = config or default_configuration(state, port)
         live = LiveConfiguration(load(path), path)
         stop = asyncio.Event()
@@ -187,7 +162,6 @@ async def _run(live: LiveConfiguration, state: StateFolder, screen: Screen, port
 async def _engine(configuration: Configuration, state: StateFolder, screen: Screen) -> AsyncIterator[Engine]:
     async with contextlib.AsyncExitStack() as parts:
         with screen.step("container engine") as say:
-            await clear_leftovers(state.root)
             engine = await parts.enter_async_context(
                 start_engine(state.root, configuration.builder.engine, install=True, say=say)
             )
@@ -197,13 +171,8 @@ async def _engine(configuration: Configuration, state: StateFolder, screen: Scre
 
 
 async def _base_image(configuration: Configuration, engine: Engine, screen: Screen) -> str | None:
-    """The base image of builds with the pip build pack, unless the configuration names one or nothing uses the pack."""
-    packs = {configuration.builder.build_pack, *(r.build_pack for r in configuration.repositories)}
-    if configuration.builder.base_image is not None or "pip" not in packs:
-        return None
-    cache = platformdirs.user_cache_path("prebinder")
     with screen.step("base image of builds") as say:
-        return await ensure_base_image(engine, cache, say)
+        return await pip_base_image(configuration, engine, say)
 
 
 async def _hub(

@@ -1,0 +1,106 @@
+"""`prebinder controller` and `prebinder serve`: the two halves as processes of their own, for a supervisor to run."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from pathlib import Path
+
+import httpx
+import structlog
+from pydantic import SecretStr
+
+from prebinder import compose
+from prebinder.config import LiveConfiguration, load
+from prebinder.config.models import SecretRef
+from prebinder.config.state import StateFolder
+from prebinder.hosts.table import create_hosts
+from prebinder.model.failure import ConfigurationError
+from prebinder.onemachine.base_image import pip_base_image
+from prebinder.onemachine.engine import start_engine
+from prebinder.onemachine.exclusive import exclusive
+from prebinder.registry import create_image_store
+from prebinder_site.app import create_app
+
+log = structlog.get_logger(__name__)
+
+
+async def run_controller(path: Path, state_root: Path) -> int:
+    """`prebinder controller`: until SIGTERM. Returns the exit code."""
+    state = StateFolder(state_root)
+    state.create()
+    live = LiveConfiguration(load(path), path)
+    configuration = live.current
+    token = _secret(configuration.controller.token)
+    if token is None and configuration.controller.address not in ("127.0.0.1", "::1", "localhost"):
+        raise ConfigurationError("controller.token is needed, because controller.address is more than this machine.")
+    listener = compose.listen(configuration.controller.address, configuration.controller.port, "controller.port")
+    async with contextlib.AsyncExitStack() as parts:
+        parts.callback(listener.close)
+        parts.enter_context(exclusive(state))
+        engine = await parts.enter_async_context(start_engine(state.root, configuration.builder.engine))
+        images = create_image_store(configuration.registry, engine.socket)
+        parts.push_async_callback(images.aclose)
+        base = await pip_base_image(configuration, engine, lambda text: log.info("base_image", doing=text))
+        builder = compose.local_builder(configuration, state, engine, base)
+        hosts = create_hosts(configuration.hosts, state.git_cache)
+        running = await parts.enter_async_context(
+            compose.started_controller(live, state, builder=builder, images=images, hosts=hosts, token=token)
+        )
+        await parts.enter_async_context(compose.served(running.guarded, sockets=[listener]))
+        await parts.enter_async_context(compose.served(running.api, uds=state.controller_socket))
+        log.info("controller.ready", address=configuration.controller.address, port=listener.getsockname()[1])
+        await until_signal()
+    return 0
+
+
+async def run_endpoint(path: Path, state_root: Path) -> int:
+    """`prebinder serve`: until SIGTERM. Returns the exit code."""
+    state = StateFolder(state_root)
+    state.create()
+    configuration = load(path)
+    hub = configuration.hub
+    if hub.url is None or hub.token is None:
+        raise ConfigurationError("hub.url and hub.token are needed: the launch endpoint hands off to that JupyterHub.")
+    listener = compose.listen(configuration.site.address, configuration.site.port, "site.port")
+    controller = configuration.controller
+    token = _secret(controller.token)
+    async with contextlib.AsyncExitStack() as parts:
+        parts.callback(listener.close)
+        client = await parts.enter_async_context(
+            httpx.AsyncClient(
+                base_url=controller.url or f"http://{controller.address}:{controller.port}",
+                headers={"authorization": f"Bearer {token.get_secret_value()}"} if token else {},
+                timeout=compose.CONTROLLER_TIMEOUT,
+            )
+        )
+        images = create_image_store(configuration.registry)
+        parts.push_async_callback(images.aclose)
+        settings = compose.endpoint_settings(
+            configuration,
+            state,
+            public_url=compose.public_url(configuration, listener.getsockname()[1]),
+            hub_api_url=f"{hub.url.rstrip('/')}/hub/api/",
+            hub_public_url=hub.public_url or hub.url,
+            hub_token=hub.token.read(),
+        )
+        hosts = create_hosts(configuration.hosts, state.git_cache)
+        app = create_app(settings, controller=client, images=images, hosts=hosts)
+        await parts.enter_async_context(compose.served(app, sockets=[listener]))
+        log.info("endpoint.ready", url=settings.public_url)
+        await until_signal()
+    return 0
+
+
+async def until_signal() -> None:
+    """Return at the first SIGINT or SIGTERM."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    await stop.wait()
+
+
+def _secret(reference: SecretRef | None) -> SecretStr | None:
+    return reference.read() if reference else None
