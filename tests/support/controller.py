@@ -7,7 +7,6 @@ async with started(folder, [{"git": course.url}], hosts=hosts) as it:
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -117,7 +116,7 @@ async def started(
     logs = LogStore(folder / "builds")
     before = asyncio.all_tasks()
     try:
-        controller = Controller(live, ledger, hosts, builder, images, logs, randomness=random.Random(7))
+        controller = Controller(live, ledger, hosts, builder, images, logs)
         await controller.start()
         try:
             yield Running(controller, live, ledger, logs, builder, images)

@@ -184,7 +184,7 @@ class Builds:
         try:
             await self._ledger.put_build(entry)
             await journal.say(Phase.WAITING, f"Waiting to build {wanted.revision[:12]}.")
-        except PrebinderError:
+        except BaseException:
             self._drop(entry, have)
             raise
         current = self._active[record.id]

@@ -20,13 +20,13 @@ from prebinder.config import Configuration, LiveConfiguration
 from prebinder.hosts.base import CommitState, Host, RefChanged
 from prebinder.ledger import BuildEntry, Ledger, Wish
 from prebinder.model.catalogue import BuildSummary, Catalogue, RefKind, RepositoryEntry
-from prebinder.model.events import BuildEvent, BuildRecord, BuildState, Priority
+from prebinder.model.events import BuildEvent, BuildRecord, BuildState
 from prebinder.model.failure import HostUnavailable, PrebinderError, RegistryError, WebhookRejected
 from prebinder.model.images import ImageName, image_name
 from prebinder.model.links import launch_path
 from prebinder.model.messages import BuildReply, BuildRequest, ControllerStatus, Health, HostStatus, LaunchRecord
 from prebinder.model.policy import Ref
-from prebinder.model.spec import Provider, Repository, Spec, is_revision, parse_spec
+from prebinder.model.spec import Provider, Spec, is_revision, parse_spec
 from prebinder.reconcile.builds import Builds, Wanted
 from prebinder.reconcile.errors import BuildNotFound, HookClosed
 from prebinder.reconcile.health import HealthChecks
@@ -167,21 +167,19 @@ class Controller:
         view = self._views.get(str(repository))
         revision = await self._resolve(Spec(repository, spec.ref), view)
         image = image_name(configuration.registry.image_prefix, repository, revision)
-        last = self._builds.latest(image)
-        if last is None or last.record.state.finished:
-            if ready := await self._ready(image, view, revision):
-                return BuildReply(revision=revision, launchable=ready)
-            settings = recipe(configuration, registered)
+        active = self._active(image)
+        known = view.revisions.get(revision) if view else None
+        ready = await self._ready(image, view, revision) if not active or (known and known.image) else None
+        if ready is not None:
+            return BuildReply(revision=revision, launchable=ready)
+        settings = recipe(configuration, registered)
+        if not self._active(image):
             last = self._builds.latest(image)
             if last is not None and answers(last, rebuild=request.rebuild, settings=settings):
-                if not last.record.state.finished:
-                    last = await self._ask_for(repository, spec.ref, revision, image, request.priority, settings)
                 return BuildReply(revision=revision, build=last.record)
-        else:
-            settings = last.recipe
-        if last is None or last.record.state.finished:
             check_build(configuration, repository, spec.ref)
-        entry = await self._ask_for(repository, spec.ref, revision, image, request.priority, settings)
+        wanted = Wanted(repository, spec.ref, revision, image, Wish.PERSON, request.priority, settings)
+        entry = await self._builds.submit(wanted)
         if view is not None:
             view.see([revision], self._clock())
             self._view_changed(view.key)
@@ -385,10 +383,9 @@ class Controller:
             self._view_changed(view.key)
         return ready
 
-    async def _ask_for(
-        self, repository: Repository, ref: str, revision: str, image: ImageName, priority: Priority, settings: str
-    ) -> BuildEntry:
-        return await self._builds.submit(Wanted(repository, ref, revision, image, Wish.PERSON, priority, settings))
+    def _active(self, image: ImageName) -> bool:
+        last = self._builds.latest(image)
+        return last is not None and not last.record.state.finished
 
     # Builds
 

@@ -29,13 +29,9 @@ def check_build(configuration: Configuration, repository: Repository, ref: str) 
         )
 
 
-def answers(last: BuildEntry | None, *, rebuild: bool, settings: str) -> bool:
-    """Whether the newest build of a revision without an image is the answer, so that no other is made."""
-    if last is None:
-        return False
+def answers(last: BuildEntry, *, rebuild: bool, settings: str) -> bool:
+    """Whether the newest build of a revision, which ended without an image, is the answer: no other is made."""
     record = last.record
-    if not record.state.finished:
-        return True
     if record.state is not BuildState.FAILED or rebuild or last.recipe != settings:
         return False
     return record.failure is not None and record.failure.disposition is Disposition.STALLED

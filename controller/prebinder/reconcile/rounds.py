@@ -47,6 +47,8 @@ _TRACES = 20
 """Most refs of a round whose commits are asked for; the next round goes on."""
 _LOOKS_BACK = 10
 """Images of earlier revisions that a round looks for, to notice deleted ones."""
+_CROWDED_PAUSE = 30.0
+"""Seconds until a round comes back that found the queue full."""
 _KEPT_REVISIONS = 200
 """Revisions that no ref stands at, shown for each repository."""
 
@@ -63,6 +65,8 @@ class Round:
     host_problem: str | None = None
     """The problem, when it is the Git host's."""
     retry_after: float | None = None
+    crowded: bool = False
+    """The queue was full: what is missing is submitted by the next round."""
 
     @property
     def scheduled(self) -> bool:
@@ -249,7 +253,8 @@ class Rounds:
                 )
             except QueueFull:
                 log.warning("round.queue-full", repository=view.key)
-                break  # the next round goes on
+                round_.crowded = True
+                break
 
     async def trace(self, round_: Round) -> None:
         """The commits since the last look, of the refs that moved. A failure leaves them for the next round."""
@@ -315,6 +320,8 @@ class Rounds:
         view.host_problem = round_.host_problem
         if round_.problem is None:
             view.failures = 0
+            if round_.crowded:
+                self._later(view.key, min(_CROWDED_PAUSE, configuration.polling.interval))
             return
         view.failures += 1
         pause = min(configuration.limits.backoff * 2 ** min(view.failures - 1, 20), configuration.polling.interval)
