@@ -160,7 +160,7 @@ class Builds:
                         last_seen = event.seq
                         if event.phase is Phase.BUILT:
                             feed.image = event.image
-                        feed.add(from_build(event))
+                        feed.add(from_build(event, feed.build_id))
                         if event.terminal:
                             return
                     reason = "the stream ended before the build did"
@@ -171,7 +171,7 @@ class Builds:
                     log.warning("build.stream.broken", build=feed.build_id, after=last_seen, reason=reason)
                     feed.add(waiting("The controller went away; the build goes on when it is back. Waiting…\n"))
                 elif now() - away_since > self._patience:
-                    feed.add(failed(Failure(FailureKind.INTERRUPTED, AWAY), 503))
+                    feed.add(failed(Failure(FailureKind.INTERRUPTED, AWAY), 503, feed.build_id))
                     return
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, _LONGEST_PAUSE)

@@ -34,7 +34,7 @@ class ClickEvent:
     message: str
     fields: Mapping[str, str | int] = field(default_factory=dict)
     failure: FailureKind | None = None
-    """On `failed`: for records; told to clients by `status_code` and the message."""
+    """On `failed`: for records."""
 
     @cached_property
     def encoded(self) -> bytes:
@@ -52,15 +52,22 @@ def launching(message: str) -> ClickEvent:
     return ClickEvent(Phase.LAUNCHING, message)
 
 
-def failed(failure: Failure, status: int | None = None) -> ClickEvent:
-    """The last event of a click that led nowhere. Its message says what failed, why and what to do."""
+def failed(failure: Failure, status: int | None = None, build: str | None = None) -> ClickEvent:
+    """The last event of a click that led nowhere. Its message says what failed, why and what to do.
+
+    Our own page also reads the kind, for its heading and advice, and the id of the build, for its log; other clients
+    look past them.
+    """
     message = failure.message.strip() or failure.kind.heading
     code = int(status or _STATUS.get(failure.kind, _FAILED_BUILD_STATUS))
-    return ClickEvent(Phase.FAILED, message, {"status_code": code}, failure.kind)
+    fields: dict[str, str | int] = {"status_code": code, "failure": failure.kind.value}
+    if build:
+        fields["build"] = build
+    return ClickEvent(Phase.FAILED, message, fields, failure.kind)
 
 
-def from_build(event: BuildEvent) -> ClickEvent:
+def from_build(event: BuildEvent, build: str | None = None) -> ClickEvent:
     """An event of a build as a click shows it. `built` is the caller's to word, `failed` carries its kind."""
     if event.phase is Phase.FAILED:
-        return failed(Failure(event.failure or FailureKind.INTERNAL, event.message))
+        return failed(Failure(event.failure or FailureKind.INTERNAL, event.message), build=build)
     return ClickEvent(event.phase, event.message)

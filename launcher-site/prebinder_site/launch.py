@@ -67,6 +67,8 @@ class _Outcome:
     resolved: Resolved | None = None
     revision: str | None = None
     image: str | None = None
+    build: str | None = None
+    """Id of the build that was followed."""
     ok: bool = False
     ended: bool = False
     failure: FailureKind | None = None
@@ -155,7 +157,8 @@ class Launcher:
         if found is not None:
             yield _built(found, "Found built image, launching...\n")
         else:
-            async for event in self._build(resolved, outcome, rebuild=False):
+            again = _truth(click.query.get("rebuild"))
+            async for event in self._build(resolved, outcome, rebuild=again):
                 yield event
             found = self._after_build(resolved, outcome)
             yield _built(found, "Built image, launching...\n")
@@ -200,6 +203,7 @@ class Launcher:
         with self._metrics.builds.track_inprogress():
             reply = await self._builds.request(resolved.spec, rebuild=rebuild)
             outcome.revision, outcome.image = reply.revision, reply.launchable
+            outcome.build = reply.build.id if reply.build else None
             if reply.launchable is not None or reply.build is None:
                 return
             last: ClickEvent | None = None
@@ -307,7 +311,7 @@ class Launcher:
     ) -> ClickEvent:
         outcome.failure = failure.kind
         self._record(click, outcome, at, time.perf_counter() - started)
-        return failed(failure, status)
+        return failed(failure, status, outcome.build)
 
     def _record(self, click: Click, outcome: _Outcome, at: datetime, seconds: float) -> None:
         spec = outcome.resolved.spec if outcome.resolved else outcome.spec

@@ -110,7 +110,12 @@ async def test_a_ref_that_the_host_does_not_have_is_not_found(tmp_path: Path) ->
         w.host.answers["nowhere"] = RefNotFound("There is no ref nowhere in Ada/Course.")
         events = await w.click("gh/Ada/Course/nowhere")
     assert events == [
-        {"phase": "failed", "message": "There is no ref nowhere in Ada/Course.\n", "status_code": 404},
+        {
+            "phase": "failed",
+            "message": "There is no ref nowhere in Ada/Course.\n",
+            "status_code": 404,
+            "failure": "not-found",
+        },
     ]
 
 
@@ -200,7 +205,23 @@ async def test_a_build_that_fails_is_told_with_its_last_words(tmp_path: Path) ->
         await w.until(lambda: w.controller.streams)
         await w.controller.say(Phase.FAILED, "pip: no such package\n", failure=FailureKind.REPOSITORY)
         events = await following
-    assert events == [{"phase": "failed", "message": "pip: no such package\n", "status_code": 500}]
+    assert events == [
+        {
+            "phase": "failed",
+            "message": "pip: no such package\n",
+            "status_code": 500,
+            "failure": "repository",
+            "build": "b1",
+        }
+    ]
+
+
+async def test_only_a_click_that_asks_for_it_builds_a_failed_revision_again(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        w.controller.reply = Problem(kind=FailureKind.REFUSED, message="no")
+        await w.click("gh/Ada/Course/next")
+        await w.click("gh/Ada/Course/next", "?rebuild=true")
+    assert [body["rebuild"] for body in w.controller.bodies if "rebuild" in body] == [False, True]
 
 
 async def test_a_refusal_of_the_controller_is_one_failed_event_in_its_words(tmp_path: Path) -> None:
@@ -208,7 +229,9 @@ async def test_a_refusal_of_the_controller_is_one_failed_event_in_its_words(tmp_
         w.controller.reply = Problem(kind=FailureKind.REFUSED, message="bob/other is not registered here.")
         w.host.answers["HEAD"] = NEWER
         events = await w.click("gh/bob/other/HEAD")
-    assert events == [{"phase": "failed", "message": "bob/other is not registered here.\n", "status_code": 403}]
+    assert events == [
+        {"phase": "failed", "message": "bob/other is not registered here.\n", "status_code": 403, "failure": "refused"}
+    ]
 
 
 async def test_no_image_and_no_controller_is_one_clear_failed_event(tmp_path: Path) -> None:
@@ -285,7 +308,9 @@ async def test_a_registry_that_is_down_stops_only_what_needs_it(tmp_path: Path) 
         w.images.down = True
         assert (await w.click("gh/Ada/Course/trunk"))[-1]["phase"] == "ready"
         events = await w.click("gh/Ada/Course/next")
-    assert events == [{"phase": "failed", "message": "The registry does not answer.\n", "status_code": 503}]
+    assert events == [
+        {"phase": "failed", "message": "The registry does not answer.\n", "status_code": 503, "failure": "registry"}
+    ]
 
 
 async def test_build_only_ends_with_the_image_and_starts_nothing(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ const log = new LogView(byId("log"), byId("log-follow"), (lines) => {
 let stream = null;
 let attempts = 0;
 let retryTimer = 0;
+let again = false;
 let waitTimer = 0;
 let over = false;
 let openedByReader = false;
@@ -142,6 +143,11 @@ function title(text) {
   document.title = `${text} · ${target ? target.name : ""} · ${root.dataset.siteTitle}`;
 }
 
+function tryAgain() {
+  again = true;
+  begin();
+}
+
 function begin() {
   over = false;
   attempts = 0;
@@ -159,7 +165,10 @@ function begin() {
 }
 
 function connect() {
-  const source = new EventSource(`${root.dataset.api}build/${target.provider}/${target.spec}`);
+  // A failed revision is only built again when somebody asks for it.
+  const query = again ? "?rebuild=true" : "";
+  again = false;
+  const source = new EventSource(`${root.dataset.api}build/${target.provider}/${target.spec}${query}`);
   const opened = performance.now();
   stream = source;
   source.addEventListener("open", () => log.clear());
@@ -367,7 +376,7 @@ if (target === null) {
   panel.querySelector("summary").addEventListener("click", () => {
     openedByReader = true;
   });
-  byId("retry").addEventListener("click", begin);
+  byId("retry").addEventListener("click", tryAgain);
   addEventListener("pagehide", hangUp);
   describe();
   begin();
