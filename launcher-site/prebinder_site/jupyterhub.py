@@ -40,7 +40,7 @@ _REFERENCE = re.compile(
 _START = (
     'for j in jupyter-lab jupyter-server jupyter-notebook; do command -v $j >/dev/null && exec $j "$@"; done; exit 127'
 )
-_COMMAND = ["sh", "-c", _START, "jupyter"]
+COMMAND = ["sh", "-c", _START, "jupyter"]
 _BINDER_OPTIONS = ("repo_url", "binder_ref_url", "binder_launch_host", "binder_request", "binder_persistent_request")
 
 
@@ -159,7 +159,7 @@ class PrebinderSpawner(_Spawner):  # type: ignore[misc]
         return env
 
 
-def _taken_by_start(spawner: Any, options: Any) -> None:
+def taken_by_start(spawner: Any, options: Any) -> None:
     """`PrebinderSpawner.start` checks and takes the options; without this the Hub warns that nobody did."""
 
 
@@ -212,8 +212,8 @@ def configure(c: Any, settings: HubSettings | None = None) -> HubSettings:
     ]
 
     c.JupyterHub.spawner_class = s.spawner
-    c.Spawner.cmd = _COMMAND
-    c.Spawner.apply_user_options = _taken_by_start
+    c.Spawner.cmd = COMMAND
+    c.Spawner.apply_user_options = taken_by_start
     c.Spawner.start_timeout = int(s.start_timeout)
     c.Spawner.http_timeout = int(s.start_timeout)
     c.Spawner.mem_limit = s.memory
