@@ -6,6 +6,7 @@ Whatever kills it, a new one on the same ledger, logs and image store goes on wh
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -28,7 +29,7 @@ from prebinder.model.messages import BuildReply, BuildRequest, ControllerStatus,
 from prebinder.model.policy import Ref
 from prebinder.model.spec import Provider, Spec, is_revision, parse_spec
 from prebinder.reconcile.builds import Builds, Wanted
-from prebinder.reconcile.errors import BuildNotFound, HookClosed
+from prebinder.reconcile.errors import BuildEnded, BuildNotFound, HookClosed
 from prebinder.reconcile.health import HealthChecks
 from prebinder.reconcile.metrics import Metrics
 from prebinder.reconcile.plan import may_build_again, recipe
@@ -325,21 +326,15 @@ class Controller:
         """Take over the configuration in force: repositories, intervals, image names, parallel builds."""
         configuration = self._live.current
         wanted = {str(config.repository): config for config in configuration.repositories}
-        for key in set(self._views) - set(wanted):
-            view = self._views.pop(key)
-            await view.save(self._ledger)
-            for entry in self._builds.active():
-                if entry.record.repository == key and entry.wish is not Wish.PERSON:
-                    await self._builds.cancel(entry.record.id, superseded=True)
         memories = await self._ledger.repositories() if set(wanted) - set(self._views) else {}
-        changed = []
+        if configuration is not self._live.current:
+            return  # changed again meanwhile: that change is applied in its turn
+        gone = {key: self._views.pop(key) for key in set(self._views) - set(wanted)}
         for key, config in wanted.items():
-            view_ = self._views.get(key)
-            if view_ is None:
+            if key in self._views:
+                self._views[key].config = config
+            else:
                 self._views[key] = RepositoryView.of(config, memories.get(key))
-            elif view_.config != config:
-                view_.config = config
-                changed.append(key)
         if configuration.registry.image_prefix != self._prefix:
             self._prefix = configuration.registry.image_prefix
             for view in self._views.values():
@@ -351,6 +346,12 @@ class Controller:
         self._follow()
         for key in self._views:
             self._schedule.now(key, "configuration")
+        for key, view in gone.items():
+            await view.save(self._ledger)
+            for entry in self._builds.active():
+                if entry.record.repository == key and entry.wish is not Wish.PERSON:
+                    with contextlib.suppress(BuildEnded):
+                        await self._builds.cancel(entry.record.id, superseded=True)
 
     def _follow(self) -> None:
         polling = self._live.current.polling
