@@ -8,6 +8,16 @@ Exit codes (documented in docs/cli.md):
     130  interrupted
 """
 
-from prebinder.cli.commands import main
+import sys
 
 __all__ = ["main"]
+
+
+def main() -> None:
+    """Entry point of the console command."""
+    try:
+        # Here, because it takes a second, and Ctrl-C may come meanwhile.
+        from prebinder.cli.commands import run
+    except KeyboardInterrupt:
+        sys.exit(130)
+    run()

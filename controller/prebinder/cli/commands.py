@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import signal
 import sys
@@ -12,15 +11,16 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-import structlog
 import typer
 
 from prebinder import __version__
 from prebinder.cli import client, terminal
+from prebinder.cli.logfile import log_to
 from prebinder.config import json_schema, load
+from prebinder.config.state import describe
 from prebinder.model.events import BuildEvent, BuildState, Phase
 from prebinder.model.failure import ConfigurationError, EngineError, HubError, PrebinderError, RegistryError, SpecError
-from prebinder.model.links import landing_path, server_address
+from prebinder.model.links import LandingError, landing_path, server_address
 from prebinder.model.spec import Spec
 
 OK, FAILED, USAGE, AWAY, INTERRUPTED = 0, 1, 2, 3, 130
@@ -76,8 +76,12 @@ def up(
     """Run everything on this machine: controller, launch endpoint, JupyterHub, and a demo if nothing is configured."""
     from prebinder.onemachine.stack import run_stack
 
-    _log_to(state / "log" / "prebinder.log" if not verbose else None)
-    _run(run_stack(_configuration_file(config), state.absolute(), port))
+    state = state.absolute()
+    try:
+        log_to(state / "log" / "prebinder.log" if not verbose else None)
+    except OSError as error:
+        _stop(describe(error, state), AWAY)
+    _run(run_stack(_configuration_file(config), state, port), state=state)
 
 
 @app.command()
@@ -85,8 +89,8 @@ def controller(config: ConfigOption = None, state: StateOption = DEFAULT_STATE) 
     """Run the controller apart: watch repositories, build, and serve its API."""
     from prebinder.cli.apart import run_controller
 
-    _log_to(None)
-    _run(run_controller(_needed(config), state.absolute()))
+    log_to(None)
+    _run(run_controller(_needed(config), state.absolute()), state=state.absolute())
 
 
 @app.command()
@@ -94,8 +98,8 @@ def serve(config: ConfigOption = None, state: StateOption = DEFAULT_STATE) -> No
     """Run the launch endpoint apart: serve the site and answer clicks."""
     from prebinder.cli.apart import run_endpoint
 
-    _log_to(None)
-    _run(run_endpoint(_needed(config), state.absolute()))
+    log_to(None)
+    _run(run_endpoint(_needed(config), state.absolute()), state=state.absolute())
 
 
 @config_app.command("check")
@@ -170,13 +174,14 @@ def status(
             typer.echo(now.model_dump_json(indent=2))
         elif not sys.stdout.isatty():
             typer.echo(terminal.builds_plain(builds), nl=False)
-        else:
-            if now.configuration_problem:
-                terminal.err.print(
-                    f"The configuration file is invalid; the last good one is in force:\n{now.configuration_problem}\n",
-                    style="red",
-                    markup=False,
-                )
+            for check in now.health.checks:
+                if not check.ok:
+                    terminal.fail(f"{check.service}: {check.message or 'does not answer'}")
+        if now.configuration_problem and not as_json:
+            terminal.fail(
+                f"The configuration file is invalid; the last good one is in force:\n{now.configuration_problem}"
+            )
+        if not as_json and sys.stdout.isatty():
             for check in now.health.checks:
                 mark = "[green]✓[/green]" if check.ok else "[red]✗[/red]"
                 terminal.out.print(f"{mark} {check.service}", end="")
@@ -276,27 +281,37 @@ def launch(
     _run(work())
 
 
-def main() -> None:
-    """Entry point of the console command."""
-    app()
+def run() -> None:
+    """Run the command that the arguments name."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
 
 
-def _run(work: Coroutine[Any, Any, int]) -> NoReturn:
-    """Run a command to its end and leave with its exit code; errors for people become one message."""
+def _run(work: Coroutine[Any, Any, int], *, state: Path | None = None) -> NoReturn:
+    """Run a command to its end and leave with its exit code; errors for people become one message.
+
+    With `state`, the command is a part that runs in that folder: whatever ends it, something that it needs is away.
+    """
     try:
         code = asyncio.run(work)
     except KeyboardInterrupt:
         code = INTERRUPTED
-    except (ConfigurationError, SpecError) as error:
+    except (ConfigurationError, SpecError, LandingError) as error:
         _stop(str(error), USAGE)
     except (client.Away, EngineError, HubError, RegistryError) as error:
         _stop(str(error), AWAY)
     except PrebinderError as error:
-        _stop(str(error), FAILED)
+        _stop(str(error), FAILED if state is None else AWAY)
     except BrokenPipeError:
         # The reader went away (`prebinder logs … | head`).
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 128 + signal.SIGPIPE
+    except OSError as error:
+        if state is None:
+            raise
+        _stop(describe(error, state), AWAY)
     sys.exit(code)
 
 
@@ -335,33 +350,3 @@ def _json(value: Any) -> str:
 def _print_event(as_json: bool, event: dict[str, Any]) -> None:
     if as_json:
         typer.echo(_json(event))
-
-
-def _log_to(path: Path | None) -> None:
-    """One JSON object a line: to standard error, or into a file when a person watches the terminal."""
-    stream = sys.stderr
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        stream = path.open("a", encoding="utf-8", buffering=1)
-    pretty = path is None and stream.isatty()
-    renderer = structlog.dev.ConsoleRenderer() if pretty else structlog.processors.JSONRenderer()
-    shared: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
-    ]
-    structlog.configure(
-        processors=[*shared, renderer],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.WriteLoggerFactory(file=stream),
-        cache_logger_on_first_use=False,
-    )
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
-            foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
-        )
-    )
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)

@@ -22,6 +22,7 @@ from prebinder.model.failure import ConfigurationError
 
 MAX_FILE_SIZE = 4 * 2**20
 _MAX_ERRORS = 20
+_WANTED = {"string": "text", "int": "a whole number", "float": "a number", "bool": "true or false"}
 
 
 def load(path: Path) -> Configuration:
@@ -96,6 +97,12 @@ def _explain(tree: Any, detail: ErrorDetails, source: str) -> str:
             return f"{where}: {str(detail['ctx']['error']).rstrip('.')}."
         case "missing":
             return f"{where}: this key is needed."
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return f"{where}: write keys and values below it, not {_short(detail['input'])}.{_keys_below(location)}"
+        case "tuple_type" | "list_type":
+            return f"{where}: write a list, not {_short(detail['input'])}."
+        case "string_type" | "int_parsing" | "int_type" | "float_parsing" | "float_type" | "bool_parsing" | "bool_type":
+            return f"{where}: write {_WANTED[detail['type'].partition('_')[0]]}, not {_short(detail['input'])}."
         case _:
             message = detail["msg"][0].lower() + detail["msg"][1:]
             return f"{where}: {message}, not {_short(detail['input'])}."
@@ -113,6 +120,11 @@ def _suggest(location: tuple[int | str, ...]) -> str:
     close = difflib.get_close_matches(str(location[-1]), known, n=1)
     if close:
         return f" Did you mean {close[0]}?"
+    return f" Known here: {', '.join(known)}." if known else ""
+
+
+def _keys_below(location: tuple[int | str, ...]) -> str:
+    known = _keys_at(location)
     return f" Known here: {', '.join(known)}." if known else ""
 
 

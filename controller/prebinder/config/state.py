@@ -5,6 +5,7 @@ All of it can be made anew but `secrets/`, `ledger.sqlite` (history) and `git/` 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import secrets
@@ -80,10 +81,16 @@ class StateFolder:
         return self.run / "controller.sock"
 
     def create(self) -> None:
-        """Make the folders that hold private things, readable by their owner only. Safe to call again."""
+        """Make the folders that hold private things, readable by their owner only. Safe to call again.
+
+        Raises OSError, which `describe` words.
+        """
         for folder in (self.root, self.run, self.log, self.root / "secrets"):
             folder.mkdir(parents=True, exist_ok=True)
         for folder in (self.run, self.root / "secrets"):
+            if folder.stat().st_uid != os.getuid():
+                # The place for sockets may be shared: what somebody else put there is not ours to use.
+                raise OSError(errno.EPERM, "Belongs to somebody else", str(folder))
             folder.chmod(0o700)
 
     def secret(self, name: str) -> str:
@@ -101,3 +108,12 @@ class StateFolder:
             file.write(text + "\n")
         half.replace(path)
         return text
+
+
+def describe(error: OSError, root: Path) -> str:
+    """Why the state folder `root` cannot be used, and what to do, in one line for a person."""
+    reason = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"The disk that holds {root} is full. Free space on it, or choose another folder with --state."
+    where = f" ({error.filename})" if error.filename and Path(str(error.filename)) != root else ""
+    return f"The state folder {root} cannot be used: {reason}{where}. Choose another with --state."

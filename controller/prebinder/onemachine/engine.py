@@ -156,9 +156,10 @@ async def install_packages(packages: tuple[str, ...], what: str, say: Callable[[
     """Install Debian packages without questions. Raises EngineError with the line to run where that is not allowed."""
     line = f"apt-get install --no-install-recommends {' '.join(packages)}"
     if shutil.which("apt-get") is None:
-        raise EngineError(f"There is no {what}. Install it with your system's package tool: {' '.join(packages)}")
+        names = " ".join(packages)
+        raise EngineError(f"{what.capitalize()} is not installed. Install it with your system's package tool: {names}")
     if os.geteuid() != 0:
-        raise EngineError(f"There is no {what}, and only root may install it. Run: sudo {line}")
+        raise EngineError(f"{what.capitalize()} is not installed, and only root may install it. Run: sudo {line}")
     say(f"Installing {what} with apt (about 15 s) …")
     environment = {k: os.environ[k] for k in PASSED_ON if k in os.environ} | {"DEBIAN_FRONTEND": "noninteractive"}
     wait = ["-o", "DPkg::Lock::Timeout=120", "-o", "Acquire::Retries=2"]
