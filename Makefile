@@ -18,7 +18,7 @@ test: ## Set up and run the whole suite: linters, types, layers, unit, engine, h
 
 unit: ## The tests that need no engine, hub or browser: seconds
 	@$(PYTHON) tools/setup.py --dev
-	@$(BIN)/pytest -q -n 2 -m "not engine and not hub and not browser and not e2e" $(ARGS)
+	@$(BIN)/pytest -q -n 2 -m "not engine and not hub and not browser and not e2e and not kubernetes" $(ARGS)
 
 lint: ## Linters, types and layer contracts
 	@$(PYTHON) tools/setup.py --dev

@@ -24,7 +24,7 @@ STATIC = [
     ("types", ["mypy"]),
     ("layers", ["lint-imports", "--no-logo"]),
 ]
-FAST = "not engine and not hub and not browser and not e2e"
+FAST = "not engine and not hub and not browser and not e2e and not kubernetes"
 
 
 def main() -> int:
