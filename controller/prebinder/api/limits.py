@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 
 from pydantic import SecretStr
@@ -12,6 +13,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from prebinder.api.problems import problem
 from prebinder.model.failure import FailureKind
+
+_BODY_SECONDS = 30.0
+_DROPPED = 3
+_CLOSE = {"connection": "close"}
 
 
 class BearerToken:
@@ -37,22 +42,27 @@ class BearerToken:
 
 
 async def read_body(request: Request, limit: int) -> bytes:
-    """The body, given up as soon as it is longer than `limit` bytes (413)."""
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > limit:
-        raise _too_large(limit)
-    parts, size = [], 0
+    """The body; 413 when it is longer than `limit` bytes, of which no more is ever held.
+
+    A little more is read and dropped, because a client that is still sending when the connection closes sees a broken
+    connection instead of the answer (RFC 9112, section 9.6).
+    """
+    parts: list[bytes] = []
+    size = 0
     try:
-        async for part in request.stream():
-            size += len(part)
-            if size > limit:
-                raise _too_large(limit)
-            parts.append(part)
+        async with asyncio.timeout(_BODY_SECONDS):
+            async for part in request.stream():
+                size += len(part)
+                if size <= limit:
+                    parts.append(part)
+                elif size > _DROPPED * limit:
+                    break
+                else:
+                    parts.clear()
     except ClientDisconnect:
         raise HTTPException(400, "The request ended before its body did.") from None
+    except TimeoutError:
+        raise HTTPException(408, f"The body did not come within {_BODY_SECONDS:g} s.", _CLOSE) from None
+    if size > limit:
+        raise HTTPException(413, f"The body is larger than {limit} bytes.", _CLOSE)
     return b"".join(parts)
-
-
-def _too_large(limit: int) -> HTTPException:
-    # The rest is not read: the connection ends with the answer.
-    return HTTPException(413, f"The body is larger than {limit} bytes.", {"connection": "close"})
