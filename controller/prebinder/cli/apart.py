@@ -30,6 +30,7 @@ async def run_controller(path: Path, state_root: Path) -> int:
     """`prebinder controller`: until SIGTERM. Returns the exit code."""
     state = StateFolder(state_root)
     state.create()
+    state.see_space()
     live = LiveConfiguration(load(path), path)
     configuration = live.current
     token = _secret(configuration.controller.token)

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 from httpx_sse import aconnect_sse
+from pydantic import ValidationError
 
 from prebinder.config.state import StateFolder
 from prebinder.model.events import BuildEvent, BuildRecord, Phase
-from prebinder.model.failure import FailureKind, PrebinderError, SpecError
+from prebinder.model.failure import ConfigurationError, FailureKind, PrebinderError, SpecError
 from prebinder.model.links import build_path
 from prebinder.model.messages import BuildReply, BuildRequest, ControllerStatus, Problem
 from prebinder.model.spec import HEAD, Spec, parse_spec
@@ -101,9 +102,9 @@ class ControllerClient:
             try:
                 problem = Problem.model_validate_json(answer.content)
             except ValueError:
-                problem = Problem(
-                    kind=FailureKind.INTERNAL, message=f"The controller answered {answer.status_code} to {path}."
-                )
+                raise Away(
+                    f"No controller answers at {self.http.base_url}: status {answer.status_code} to {path}."
+                ) from None
             raise Refused(problem)
         return answer
 
@@ -111,9 +112,21 @@ class ControllerClient:
 _JSON = {"content-type": "application/json"}
 
 
+def _address(text: str) -> httpx.URL:
+    """An address that a person gave. Raises ConfigurationError when it is none."""
+    with suppress(httpx.InvalidURL):
+        url = httpx.URL(text)
+        if url.scheme in ("http", "https") and url.host:
+            return url
+    raise ConfigurationError(f"{text} is not an address. Write for example http://127.0.0.1:8585/")
+
+
 @asynccontextmanager
 async def connect(state: Path, url: str | None, token: str | None) -> AsyncIterator[ControllerClient]:
-    """A client for the controller at `url`, or for the one that uses the state folder. Raises Away."""
+    """A client for the controller at `url`, or for the one that uses the state folder.
+
+    Raises Away or ConfigurationError.
+    """
     socket = StateFolder(state.absolute()).controller_socket
     headers = {"authorization": f"Bearer {token}"} if token else {}
     if url is None:
@@ -125,18 +138,17 @@ async def connect(state: Path, url: str | None, token: str | None) -> AsyncItera
         transport = httpx.AsyncHTTPTransport(uds=str(socket))
         http = httpx.AsyncClient(transport=transport, base_url="http://controller", timeout=_TIMEOUT, headers=headers)
     else:
-        http = httpx.AsyncClient(base_url=url, timeout=_TIMEOUT, headers=headers)
+        http = httpx.AsyncClient(base_url=_address(url), timeout=_TIMEOUT, headers=headers)
     async with http:
         try:
             yield ControllerClient(http)
-        except httpx.TransportError as error:
-            where = url or f"the socket {socket}"
-            raise Away(f"No controller answers at {where}: {error or type(error).__name__}.") from None
+        except (httpx.HTTPError, ValidationError) as error:
+            raise Away(f"No controller answers at {url or f'the socket {socket}'}: {_reason(error)}.") from None
 
 
 async def launch_events(site: str, spec: Spec) -> AsyncGenerator[dict[str, Any]]:
-    """The Binder event stream of a launch, until `ready` or `failed`. Raises Away."""
-    url = site.rstrip("/") + build_path(spec.repository, spec.ref)
+    """The Binder event stream of a launch, until `ready` or `failed`. Raises Away or ConfigurationError."""
+    url = str(_address(site)).rstrip("/") + build_path(spec.repository, spec.ref)
     try:
         async with (
             httpx.AsyncClient(timeout=_TIMEOUT) as http,
@@ -152,4 +164,13 @@ async def launch_events(site: str, spec: Spec) -> AsyncGenerator[dict[str, Any]]
                     if data.get("phase") in (Phase.READY, Phase.FAILED):
                         break
     except (httpx.HTTPError, ValueError) as error:
-        raise Away(f"No launch endpoint answers at {site}: {error or type(error).__name__}.") from None
+        raise Away(f"No launch endpoint answers at {site}: {_reason(error)}.") from None
+
+
+def _reason(error: httpx.HTTPError | ValueError) -> str:
+    """Why something that answers, or does not, is not what was looked for."""
+    if isinstance(error, httpx.HTTPStatusError):
+        return f"status {error.response.status_code}"
+    if isinstance(error, ValueError):
+        return "it speaks another language"
+    return str(error).rstrip(".") or type(error).__name__

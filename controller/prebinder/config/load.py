@@ -55,7 +55,7 @@ def parse(text: str, source: str = "configuration") -> Configuration:
     try:
         configuration = Configuration.model_validate(tree)
     except ValidationError as error:
-        details = error.errors(include_url=False)
+        details = sorted(error.errors(include_url=False), key=lambda detail: _line(tree, detail["loc"]))
         lines = [_explain(tree, detail, source) for detail in details[:_MAX_ERRORS]]
         if len(details) > _MAX_ERRORS:
             lines.append(f"{source}: and {len(details) - _MAX_ERRORS} more.")

@@ -109,6 +109,16 @@ Secret = Annotated[SecretRef, BeforeValidator(_no_plain_secret)]
 TagPattern = Annotated[str, AfterValidator(check_tag_pattern)]
 
 
+def _one_or_many(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+_OneOrMany = BeforeValidator(_one_or_many, json_schema_input_type=str | tuple[str, ...])
+Patterns = Annotated[tuple[str, ...], _OneOrMany]
+"""One pattern, or a list of them."""
+TagPatterns = Annotated[tuple[TagPattern, ...], _OneOrMany]
+
+
 class RepositoryConfig(_Section):
     """One registered repository. Exactly one of `github` and `git` names it."""
 
@@ -120,9 +130,9 @@ class RepositoryConfig(_Section):
     """What the site calls it; the repository's name by default."""
     description: str = ""
     """One or two sentences for the site."""
-    branches: tuple[str, ...] = (HEAD,)
+    branches: Patterns = (HEAD,)
     """Branches to prebuild: names or shell patterns such as `teach/*`; `HEAD` is the default branch."""
-    tags: tuple[TagPattern, ...] = ("release",)
+    tags: TagPatterns = ("release",)
     """Tags to prebuild: names, shell patterns, version specifiers such as `>=2.0`, or `release` for final versions."""
     build: BuildRule = BuildRule.EVERY_COMMIT
     """`every-commit` builds each commit that a push brings; `newest` only where the branch then stands."""
@@ -132,13 +142,6 @@ class RepositoryConfig(_Section):
     """`pip` installs `requirements.txt` with pip alone (seconds, not minutes); `auto` is repo2docker's choice."""
     urlpath: str | None = None
     """Where a launch lands unless the link says otherwise, for example `lab/tree/index.ipynb`."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _lists(cls, value: Any) -> Any:
-        if isinstance(value, dict):
-            value = {k: [v] if k in ("branches", "tags") and isinstance(v, str) else v for k, v in value.items()}
-        return value
 
     @model_validator(mode="after")
     def _names_one(self) -> Self:

@@ -9,12 +9,15 @@ import errno
 import hashlib
 import os
 import secrets
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 # A Unix socket's path is limited to 108 bytes with its end (unix(7)).
 _LONGEST_SOCKET = 100
+# Bytes; a first build takes several times as much.
+_LEAST_SPACE = 200 * 10**6
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,11 @@ class StateFolder:
                 # The place for sockets may be shared: what somebody else put there is not ours to use.
                 raise OSError(errno.EPERM, "Belongs to somebody else", str(folder))
             folder.chmod(0o700)
+
+    def see_space(self) -> None:
+        """Raises OSError (ENOSPC) when there is hardly any room to build: said now, not by what meets it first."""
+        if shutil.disk_usage(self.root).free < _LEAST_SPACE:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.root))
 
     def secret(self, name: str) -> str:
         """A random secret (256 bits, hex) that is made once and kept in a file of mode 600."""

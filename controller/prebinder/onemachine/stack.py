@@ -11,9 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import os
-import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -46,8 +43,6 @@ from prebinder_site.app import create_app as create_endpoint
 log = structlog.get_logger(__name__)
 
 _STOPPED = "Stopped; nothing is left running. Start again with the same command to go on."
-_LEAST_SPACE = 200 * 10**6
-"""Bytes that must be free to start: a first build takes several times as much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +86,7 @@ async def run_stack(config: Path | None, state_root: Path, port: int | None) -> 
     state = StateFolder(state_root)
     state.create()
     screen = Screen()
-    _see_space(state_root)
+    state.see_space()
     with exclusive(state):
         path = config or default_configuration(state, port)
         live = LiveConfiguration(load(path), path)
@@ -118,12 +113,6 @@ async def run_stack(config: Path | None, state_root: Path, port: int | None) -> 
         except asyncio.CancelledError:
             screen.line(_STOPPED, "dim")
     return 0
-
-
-def _see_space(folder: Path) -> None:
-    """Raises OSError (ENOSPC) when there is hardly any room: better said now than by whatever part meets it first."""
-    if shutil.disk_usage(folder).free < _LEAST_SPACE:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
 
 
 async def _run(live: LiveConfiguration, state: StateFolder, screen: Screen, port: int | None, *, demo: bool) -> None:
