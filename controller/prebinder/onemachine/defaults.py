@@ -41,9 +41,9 @@ def default_configuration(state: StateFolder, port: int | None) -> Path:
     """The path of the default configuration, written when it isn't there.
 
     With another `port` than before, a file that nobody edited is written anew; an edited one is left alone.
-    Raises ConfigurationError when it was edited and says another port.
+    Raises ConfigurationError when it was edited and says another port, or is invalid.
     """
-    from prebinder.config import json_schema
+    from prebinder.config import json_schema, load
 
     state.secret("webhook")
     path = state.root / _FILE
@@ -54,7 +54,10 @@ def default_configuration(state: StateFolder, port: int | None) -> Path:
         if have == wanted or (port is None):
             return path
         if have not in (_text(state, p) for p in _ports_in(have)):
-            raise ConfigurationError(f"{path} was edited: change its port {_ports_in(have)} there, not by --port.")
+            had = load(path).site.port
+            if had == port:
+                return path
+            raise ConfigurationError(f"{path} was edited: change its port {had} there, not by --port.")
     half = path.with_suffix(".new")
     half.write_text(wanted)
     half.replace(path)
