@@ -1,0 +1,65 @@
+"""Hot reload: a file that changes is followed, and an invalid one never replaces the last good one."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from prebinder.config import Configuration, LiveConfiguration, load
+from tests.support.controller import until
+
+
+def replace(path: Path, text: str) -> None:
+    """As editors do: write another file and put it in place."""
+    other = path.with_suffix(".new")
+    other.write_text(text)
+    other.replace(path)
+
+
+def test_an_invalid_file_keeps_the_last_good_one_and_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "prebinder.yaml"
+    path.write_text("site: {title: One}")
+    live = LiveConfiguration(load(path), path)
+    assert not live.reload(), "nothing changed"
+    path.write_text("site: {titel: Two}")
+    assert live.reload()
+    assert live.current.site.title == "One"
+    assert "prebinder.yaml:1: site.titel: unknown key" in (live.problem or "")
+    assert not live.reload(), "the same problem is no news"
+    path.unlink()
+    assert live.reload()
+    assert "cannot be read" in (live.problem or "")
+    path.write_text("site: {title: Two}")
+    assert live.reload()
+    assert (live.current.site.title, live.problem) == ("Two", None)
+
+
+async def test_changes_of_the_file_are_told_until_we_stop(tmp_path: Path) -> None:
+    path = tmp_path / "prebinder.yaml"
+    path.write_text("site: {title: One}")
+    live = LiveConfiguration(load(path), path)
+    stop = asyncio.Event()
+    told: list[str] = []
+    following = asyncio.create_task(live.follow(lambda: told.append(live.problem or live.current.site.title), stop))
+
+    # The watch begins a moment after the task does: write until it is seen.
+    async with asyncio.timeout(60):
+        while not told:
+            replace(path, "site: {title: Two}")
+            await asyncio.sleep(0.1)
+    assert told[0] == "Two"
+    replace(path, "site: [")
+    await until(lambda: "not valid YAML" in told[-1])
+    replace(path, "site: {title: Three}")
+    await until(lambda: told[-1] == "Three")
+    stop.set()
+    await asyncio.wait_for(following, 20)
+
+
+async def test_without_a_file_nothing_is_followed() -> None:
+    stop = asyncio.Event()
+    live = LiveConfiguration(Configuration())
+    following = asyncio.create_task(live.follow(lambda: None, stop))
+    assert not live.reload()
+    stop.set()
+    await asyncio.wait_for(following, 5)
