@@ -65,7 +65,10 @@ class Ledger:
             engine = create_async_engine(url, **_engine_options(url.get_backend_name()))
             await asyncio.to_thread(upgrade, url.render_as_string(hide_password=False))
         except ArgumentError:
-            raise LedgerError(f"ledger.url is not a database URL: write for example sqlite:///{shown}.") from None
+            raise LedgerError(
+                "ledger.url names no database that can be used here: write for example "
+                "sqlite:////var/lib/prebinder/ledger.sqlite or postgresql://user@host/prebinder."
+            ) from None
         except ModuleNotFoundError as error:
             raise LedgerError(f"The ledger {shown} needs the Python package {error.name}; install it.") from None
         except (SQLAlchemyError, OSError, sqlite3.Error) as error:
