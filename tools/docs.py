@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
 
 from prebinder.config import Configuration, json_schema
 from prebinder.config.models import SecretRef
@@ -69,12 +70,13 @@ def section(lines: list[str], title: str, prefix: str, model: type[BaseModel]) -
     for name, field in model.model_fields.items():
         nested = model_in(field.annotation)
         key = f"{prefix}{name}"
+        meaning = " ".join((field.description or "").split())
         if nested and nested is not SecretRef:
             listed = get_origin(field.annotation) is tuple
             inner.append((f"`{key}`", f"{key}[]." if listed else f"{key}.", nested))
-            lines.append(f"| `{key}` | {'list' if listed else 'section'} | | {field.description} |")
+            lines.append(f"| `{key}` | {'list' if listed else 'section'} | | {meaning} |")
         else:
-            lines.append(f"| `{key}` | {shape(field)} | {default(field)} | {field.description} |")
+            lines.append(f"| `{key}` | {shape(field)} | {default(field)} | {meaning} |")
     lines.append("")
     for heading, inner_prefix, nested in inner:
         section(lines, heading, inner_prefix, nested)
@@ -104,6 +106,8 @@ def words(annotation: Any) -> str:
         return " or ".join(f"`{getattr(a, 'value', a)}`" for a in get_args(annotation))
     if get_origin(annotation) is tuple:
         return f"list of {words(get_args(annotation)[0])}"
+    if get_origin(annotation) is dict:
+        return "mapping of text to text"
     if get_args(annotation):
         return words(next(a for a in get_args(annotation) if a is not NoneType))
     names = {str: "text", int: "whole number", float: "number", bool: "`true` or `false`", Path: "path"}
@@ -115,8 +119,8 @@ def words(annotation: Any) -> str:
 
 
 def default(field: FieldInfo) -> str:
-    value = field.default
-    if value is None or value == "":
+    value = field.get_default(call_default_factory=True)
+    if value in (None, "", {}) or value is PydanticUndefined:
         return ""
     if isinstance(value, tuple):
         return f"`[{', '.join(str(v) for v in value)}]`"

@@ -54,8 +54,8 @@ class KubernetesConfig(Section):
     makes only new layers. Only builds of branches and tags write it, never those of a commit that a link names."""
     user_namespaces: bool = True
     """Run builds in a user namespace of their own (`hostUsers: false`; Kubernetes 1.33, Linux 6.3, containerd 2 or
-    CRI-O). With `false`, for clusters that cannot, builds run without any added privilege of the kernel, as an
-    ordinary user, with slower storage (docs/install/kubernetes.md); never as a privileged pod."""
+    CRI-O). With `false`, for clusters that cannot, a build is root in its container with the capabilities of any
+    container there, no seccomp filter and slower storage: less apart from the node, but never privileged."""
     cpu_request: float = Field(0.5, ge=0)
     """CPU cores that the scheduler sets aside for a build."""
     cpu_limit: float = Field(0, ge=0)
@@ -66,15 +66,15 @@ class KubernetesConfig(Section):
     """Most processes of a build."""
     priority_class: str | None = Field(None, pattern=_DNS_NAME)
     """PriorityClass of build pods."""
-    node_selector: dict[str, str] = {}
+    node_selector: dict[str, str] = Field(default_factory=dict)
     """Labels of the nodes that build."""
     tolerations: tuple[Toleration, ...] = ()
     """Taints of nodes that builds may run on nevertheless."""
     same_node: bool = True
     """Prefer the node of the repository's last build: what it read and pulled is there already."""
-    labels: dict[str, str] = {}
+    labels: dict[str, str] = Field(default_factory=dict)
     """Further labels of the Jobs, for example `kueue.x-k8s.io/queue-name` where Kueue admits Jobs."""
-    annotations: dict[str, str] = {}
+    annotations: dict[str, str] = Field(default_factory=dict)
     """Further annotations of Jobs and pods."""
     pending_limit: Seconds = Field(1800.0, gt=0)
     """Longest time that a Job may wait for a node, a quota or its image before the build is tried again."""

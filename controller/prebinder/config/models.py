@@ -7,67 +7,20 @@ here is what an operator reads.
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    SecretStr,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 
+from prebinder.config.kubernetes import KubernetesConfig
+from prebinder.config.values import Bytes, Seconds, Section
 from prebinder.model.events import Priority
 from prebinder.model.failure import SpecError
 from prebinder.model.policy import BuildRule, Policy, check_tag_pattern
 from prebinder.model.spec import HEAD, Repository, git_url, github
 
-_DURATION = re.compile(r"(?P<n>\d+(?:\.\d+)?)\s*(?P<unit>ms|s|m|h|d)")
-_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
-_SIZE = re.compile(r"(?P<n>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT]i?)?B?")
-_BYTES = {None: 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
-
-def _duration(value: Any) -> Any:
-    if isinstance(value, str):
-        match = _DURATION.fullmatch(value.strip())
-        if not match:
-            raise ValueError("write a duration such as 300ms, 30s, 10m, 2h or 7d")
-        return float(match["n"]) * _SECONDS[match["unit"]]
-    return value
-
-
-def _size(value: Any) -> Any:
-    if isinstance(value, str):
-        match = _SIZE.fullmatch(value.strip())
-        if not match:
-            raise ValueError("write a size such as 500M, 4G or 10Gi")
-        return int(float(match["n"]) * _BYTES[match["unit"]])
-    return value
-
-
-Seconds = Annotated[
-    float,
-    BeforeValidator(_duration, json_schema_input_type=float | str),
-    Field(ge=0),
-    PlainSerializer(float, return_type=float),
-]
-"""A duration: a number of seconds, or text such as `300ms`, `30s`, `10m`, `2h`, `7d`."""
-
-Bytes = Annotated[int, BeforeValidator(_size, json_schema_input_type=int | str), Field(ge=0)]
-"""A size: a number of bytes, or text such as `500M`, `4G`, `10Gi`."""
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class SecretRef(_Section):
+class SecretRef(Section):
     """A secret by reference: exactly one of `env` and `file`."""
 
     env: str | None = None
@@ -119,7 +72,7 @@ Patterns = Annotated[tuple[str, ...], _OneOrMany]
 TagPatterns = Annotated[tuple[TagPattern, ...], _OneOrMany]
 
 
-class RepositoryConfig(_Section):
+class RepositoryConfig(Section):
     """One registered repository. Exactly one of `github` and `git` names it."""
 
     github: str | None = None
@@ -165,7 +118,7 @@ class RepositoryConfig(_Section):
         return Policy(self.branches, self.tags, self.build)
 
 
-class GitHubConfig(_Section):
+class GitHubConfig(Section):
     """How to reach GitHub or a GitHub Enterprise server."""
 
     token: Secret | None = None
@@ -180,14 +133,14 @@ class GitHubConfig(_Section):
     """Write the state of each build to the commit on GitHub."""
 
 
-class GitConfig(_Section):
+class GitConfig(Section):
     """How to reach plain Git repositories."""
 
     webhook_secret: Secret | None = None
     """Secret of the signed webhook at `/hooks/git`; without it that route is closed."""
 
 
-class HostsConfig(_Section):
+class HostsConfig(Section):
     """The Git hosts."""
 
     github: GitHubConfig = GitHubConfig()
@@ -198,7 +151,7 @@ class HostsConfig(_Section):
     """Time limit of one question to a Git host."""
 
 
-class PollingConfig(_Section):
+class PollingConfig(Section):
     """How often Git hosts are asked when no webhook comes."""
 
     interval: Seconds = Field(300.0, ge=1)
@@ -211,11 +164,13 @@ class PollingConfig(_Section):
     """How long a click waits for that; then the last known revision is used, labelled with its age."""
 
 
-class LimitsConfig(_Section):
+class LimitsConfig(Section):
     """Limits of one build and of the queue."""
 
     parallel: int = Field(2, ge=1, le=64)
     """Builds that run at the same time."""
+    parallel_per_repository: int = Field(0, ge=0, le=64)
+    """The same for one repository; 0 is no limit."""
     time: Seconds = Field(1800.0, gt=0)
     """Longest time of one build."""
     memory: Bytes = Field(4 * 10**9, gt=0)
@@ -236,9 +191,13 @@ class LimitsConfig(_Section):
     """With `every-commit`: most commits of one push that are built."""
 
 
-class BuilderConfig(_Section):
+class BuilderConfig(Section):
     """What builds images."""
 
+    kind: Literal["local", "kubernetes"] = "local"
+    """`local` builds on this machine with its container engine, `kubernetes` runs each build as a Job."""
+    suspend: bool = False
+    """Start no further build until this is false again; running ones go on, wanted ones wait."""
     engine: Literal["auto", "podman", "docker"] = "auto"
     """Container engine on one machine; `auto` takes podman, else docker."""
     build_pack: Literal["auto", "pip"] = "auto"
@@ -247,9 +206,11 @@ class BuilderConfig(_Section):
     """Base image of builds; repo2docker's own for `auto`, and a slim Python for `pip`, when not set."""
     content_providers: tuple[Literal["git", "all"], ...] = ("git",)
     """repo2docker content providers: `git` alone, or `all` (archives such as Zenodo; needs the internet)."""
+    kubernetes: KubernetesConfig = KubernetesConfig()
+    """Builds as Jobs."""
 
 
-class RegistryConfig(_Section):
+class RegistryConfig(Section):
     """Where images are kept. Without `prefix`, in the container engine's own store (one machine only)."""
 
     prefix: str | None = Field(None, pattern=r"^[a-z0-9][a-z0-9._:/-]*$", max_length=150)
@@ -266,7 +227,7 @@ class RegistryConfig(_Section):
         return self.prefix if self.prefix is not None else "localhost/prebinder/"
 
 
-class CullConfig(_Section):
+class CullConfig(Section):
     """When idle servers are stopped."""
 
     idle: Seconds = Field(600.0, ge=1)
@@ -277,7 +238,7 @@ class CullConfig(_Section):
     """Servers older than this are stopped even when used; 0 is never."""
 
 
-class HubConfig(_Section):
+class HubConfig(Section):
     """JupyterHub, which starts and culls servers."""
 
     url: str | None = None
@@ -306,7 +267,7 @@ class HubConfig(_Section):
         return self
 
 
-class SiteConfig(_Section):
+class SiteConfig(Section):
     """The launch site."""
 
     title: str = "Prebinder"
@@ -323,7 +284,7 @@ class SiteConfig(_Section):
     """Whether `/build/…?build_only=true` is answered."""
 
 
-class ControllerConfig(_Section):
+class ControllerConfig(Section):
     """The controller's own HTTP API, for a controller that runs apart from the launch endpoint."""
 
     address: str = "127.0.0.1"
@@ -336,14 +297,14 @@ class ControllerConfig(_Section):
     """Bearer token between the two; needed when the controller listens on more than this machine."""
 
 
-class LedgerConfig(_Section):
+class LedgerConfig(Section):
     """The controller's database."""
 
     url: str | None = None
     """SQLAlchemy URL; a SQLite file in the state folder by default."""
 
 
-class Configuration(_Section):
+class Configuration(Section):
     """The whole file."""
 
     repositories: tuple[RepositoryConfig, ...] = ()
