@@ -291,6 +291,7 @@ class Rounds:
 
     async def publish(self, round_: Round) -> None:
         view = round_.view
+        view.host_problem = round_.host_problem
         if round_.problem != view.memory.problem:
             view.note(problem=round_.problem)
         self._changed(view.key)
@@ -317,7 +318,6 @@ class Rounds:
         """The one place that decides when to come back."""
         view, configuration = round_.view, self._configuration.current
         self._metrics.rounds.labels(round_.cause, "problem" if round_.problem else "ok").inc()
-        view.host_problem = round_.host_problem
         if round_.problem is None:
             view.failures = 0
             if round_.crowded:
