@@ -57,6 +57,9 @@ class Shelf:
 class ScriptedBuilder:
     """Builds succeed at once, unless told otherwise for a revision (or for all, with `hold_all`)."""
 
+    keeps_running = False
+    detached = False
+
     images: Shelf
     away: str | None = None
     hold_all: bool = False
@@ -115,6 +118,9 @@ class ScriptedBuilder:
             self._now -= 1
             if not finished:
                 self.ended.append(order.revision)
+
+    def detach(self) -> None:
+        self.detached = True
 
     async def adopt(self) -> None:
         self.adopted += 1

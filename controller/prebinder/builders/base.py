@@ -34,6 +34,10 @@ class BuildOrder:
     memory_limit: int
     log_limit: int
     disk_limit: int
+    attempt: int = 1
+    """Which attempt at this build it is."""
+    resumed: bool = False
+    """The controller started this attempt before it restarted: go on with it, never begin anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,16 @@ class Progress:
 
 class Builder(Protocol):
     """Makes images."""
+
+    keeps_running: bool
+    """Whether a build goes on while no controller runs. Then a restarted controller calls `build` with
+    `order.resumed`, and gets everything that the build said, from the first line; when nothing is left of it,
+    BuildFailed of kind INTERRUPTED."""
+
+    def detach(self) -> None:
+        """The controller stops: from now on closing a build's iterator leaves the build running, where
+        `keeps_running`."""
+        ...
 
     def build(self, order: BuildOrder) -> AsyncIterator[Progress]:
         """Run the build. The iterator ends when there is an image, or raises BuildFailed.

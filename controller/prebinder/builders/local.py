@@ -67,6 +67,8 @@ class _Run:
 class LocalBuilder:
     """Builder for one machine; see the module."""
 
+    keeps_running = False
+
     def __init__(
         self,
         engine: Engine,
@@ -85,6 +87,9 @@ class LocalBuilder:
         self._running: dict[str, _Run] = {}
         self._untidy = False
         self._tidying = asyncio.Lock()
+
+    def detach(self) -> None:
+        """Nothing: a build here ends with this process."""
 
     async def build(self, order: BuildOrder) -> AsyncIterator[Progress]:
         """Run one build; see `Builder.build`. Raises BuildFailed."""

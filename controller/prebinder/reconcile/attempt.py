@@ -8,7 +8,7 @@ Guarantees:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from datetime import datetime
 from typing import Any, Protocol, cast
@@ -72,12 +72,30 @@ class Journal:
         self._last = event
 
 
+def said_so_far(events: Sequence[BuildEvent]) -> int:
+    """How many characters of its log a running attempt has told: what stands after the last word about waiting, which
+    comes between attempts and before the first line of one."""
+    count = 0
+    for event in reversed(events):
+        if event.phase is Phase.WAITING:
+            break
+        count += len(event.message)
+    return count
+
+
 async def attempt(
-    order: BuildOrder, builder: Builder, images: ImageStore, journal: Journal, *, look_first: bool
+    order: BuildOrder,
+    builder: Builder,
+    images: ImageStore,
+    journal: Journal,
+    *,
+    look_first: bool,
+    said_before: int = 0,
 ) -> tuple[str, str]:
     """Make the image; return what the Hub starts, and the words to say so.
 
     With `look_first`, an image that is there already (an earlier attempt ended after its push) is taken as it is.
+    Of a resumed attempt the first `said_before` characters of log are in the journal already.
     Raises BuildFailed, or another PrebinderError when the surroundings failed.
     """
     if look_first and (found := await images.launchable(order.image)):
@@ -86,7 +104,11 @@ async def attempt(
     async with aclosing(cast(Closeable, stream)):
         async for progress in stream:
             phase = Phase.UNKNOWN if progress.phase in _ONLY_OURS else progress.phase
-            await journal.say(phase, progress.message)
+            message = progress.message
+            if phase is not Phase.WAITING and said_before:
+                message, said_before = message[said_before:], max(0, said_before - len(message))
+            if message:
+                await journal.say(phase, message)
     launchable = await images.launchable(order.image)
     if launchable is None:
         raise BuildFailed(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -26,7 +27,7 @@ from prebinder.model.events import BuildRecord, BuildState, Phase, Priority
 from prebinder.model.failure import Disposition, Failure, FailureKind, PrebinderError
 from prebinder.model.images import ImageName
 from prebinder.model.spec import Repository
-from prebinder.reconcile.attempt import Journal, attempt
+from prebinder.reconcile.attempt import Journal, attempt, said_so_far
 from prebinder.reconcile.errors import BuildEnded, QueueFull
 from prebinder.reconcile.metrics import Metrics
 from prebinder.reconcile.queue import BuildQueue, Waiting
@@ -100,6 +101,7 @@ class Builds:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._attempts: dict[str, asyncio.Task[tuple[str, str]]] = {}
         self._endings: dict[str, _Ending] = {}
+        self._resumed: dict[str, int] = {}
         self._finishing: set[str] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._open = False
@@ -130,7 +132,8 @@ class Builds:
     # Start and stop
 
     async def recover(self) -> None:
-        """Take up what an earlier controller left: queued builds go on, running ones are tried again at once."""
+        """Take up what an earlier controller left: queued builds go on; running ones too where the builder keeps them
+        running, else they are tried again at once."""
         self._latest = await self._ledger.latest_builds()
         for entry in await self._ledger.unfinished():
             await self._recover(entry)
@@ -138,11 +141,15 @@ class Builds:
     def open(self) -> None:
         """From now on builds start."""
         self._open = True
+        for build_id in self._resumed:
+            self._begin(build_id)
         self.dispatch()
 
     async def stop(self) -> None:
-        """End running builds; they go on with the next controller."""
+        """End running builds, or let go of them where the builder keeps them running; they go on with the next
+        controller."""
         self._open = False
+        self._builder.detach()
         if self._timer is not None:
             self._timer.cancel()
         tasks = dict(self._tasks)
@@ -208,16 +215,14 @@ class Builds:
 
     def dispatch(self) -> None:
         """Start what may start now; come back when the next pause ends."""
-        if not self._open:
+        if not self._open or self._configuration.current.builder.suspend:
             return
         now = self._clock()
         while len(self._tasks) < self._configuration.current.limits.parallel:
-            build_id = self._queue.take(now)
+            build_id = self._queue.take(now, self._full())
             if build_id is None:
                 break
-            task = asyncio.create_task(self._run(self._active[build_id]), name=f"build {build_id}")
-            self._tasks[build_id] = task
-            task.add_done_callback(lambda done, build_id=build_id: self._done(build_id, done))  # type: ignore[misc]
+            self._begin(build_id)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -226,6 +231,19 @@ class Builds:
             self._timer = asyncio.get_running_loop().call_later(delay, self.dispatch)
 
     # How
+
+    def _begin(self, build_id: str) -> None:
+        task = asyncio.create_task(self._run(self._active[build_id]), name=f"build {build_id}")
+        self._tasks[build_id] = task
+        task.add_done_callback(lambda done: self._done(build_id, done))
+
+    def _full(self) -> set[str]:
+        """The repositories of which as many builds run as may."""
+        most = self._configuration.current.limits.parallel_per_repository
+        if not most:
+            return set()
+        running = Counter(e.record.repository for b in self._tasks if (e := self._active.get(b)) is not None)
+        return {repository for repository, builds in running.items() if builds >= most}
 
     async def _recover(self, entry: BuildEntry) -> None:
         record = entry.record
@@ -240,6 +258,9 @@ class Builds:
             else:
                 kind = ended.failure or FailureKind.REGISTRY
                 await self._end(entry, Failure(kind, ended.message.strip()))
+            return
+        if record.state is BuildState.RUNNING and self._builder.keeps_running:
+            self._resumed[record.id] = said_so_far(await self._logs.read(record.id))
             return
         if record.state is BuildState.RUNNING:
             interrupted = Failure(FailureKind.INTERRUPTED, "The controller stopped in mid-build.")
@@ -277,8 +298,9 @@ class Builds:
 
     async def _run(self, entry: BuildEntry) -> None:
         build_id, now = entry.record.id, self._clock()
-        started = {"state": BuildState.RUNNING, "started_at": now, "next_attempt_at": None}
-        entry = await self._put(entry, started)
+        if build_id not in self._resumed:
+            started = {"state": BuildState.RUNNING, "started_at": now, "next_attempt_at": None}
+            entry = await self._put(entry, started)
         result = await self._attempt(entry)
         entry, ending = self._active[build_id], self._endings.pop(build_id, None)
         if isinstance(result, tuple):
@@ -297,9 +319,16 @@ class Builds:
         if build_id in self._endings:
             return None
         try:
-            order = self._order_of(entry.record)
-            look_first = entry.record.attempt > 1
-            work = attempt(order, self._builder, self._images, self._journals[build_id], look_first=look_first)
+            said_before = self._resumed.pop(build_id, None)
+            resumed, number = said_before is not None, entry.record.attempt
+            work = attempt(
+                replace(self._order_of(entry.record), attempt=number, resumed=resumed),
+                self._builder,
+                self._images,
+                self._journals[build_id],
+                look_first=number > 1 and not resumed,
+                said_before=said_before or 0,
+            )
             task = self._attempts[build_id] = asyncio.create_task(work, name=f"attempt at build {build_id}")
             try:
                 await asyncio.wait([task])
@@ -366,6 +395,8 @@ class Builds:
         if ending is not _Ending.STOPPING:
             await self._end(entry, _failure_of(ending), superseded=ending is _Ending.SUPERSEDED)
             return
+        if self._builder.keeps_running:
+            return  # it is in the ledger as running: the next controller goes on with it
         await self._journals[entry.record.id].say(
             Phase.WAITING, "The controller is stopping. The build starts anew when it is back."
         )

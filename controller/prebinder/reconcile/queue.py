@@ -9,6 +9,7 @@ Guarantees, property-tested:
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -61,9 +62,10 @@ class BuildQueue:
             pause = None if priority is Priority.PERSON else item.not_before
             self._waiting[build_id] = replace(item, priority=priority, not_before=pause)
 
-    def take(self, now: datetime) -> str | None:
-        """Remove and return the build to run next; None when none may run now."""
-        order = self.order(now)
+    def take(self, now: datetime, full: Collection[str] = ()) -> str | None:
+        """Remove and return the build to run next; None when none may run now. Of the repositories in `full` enough
+        builds run already."""
+        order = [build_id for build_id in self.order(now) if self._waiting[build_id].repository not in full]
         if not order:
             return None
         item = self._waiting[order[0]]
