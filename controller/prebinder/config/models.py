@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 
 from prebinder.config.kubernetes import KubernetesConfig
+from prebinder.config.prepull import PrepullConfig
 from prebinder.config.values import Bytes, Seconds, Section
 from prebinder.model.events import Priority
 from prebinder.model.failure import SpecError
@@ -295,6 +296,9 @@ class ControllerConfig(Section):
     """Where the launch endpoint finds the controller; http://address:port by default."""
     token: Secret | None = None
     """Bearer token between the two; needed when the controller listens on more than this machine."""
+    lease: str | None = Field(None, pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
+    """Kubernetes: name of a Lease in the controller's namespace. Of several controllers (which need a PostgreSQL
+    ledger) the one that holds it is active, the others stand by."""
 
 
 class LedgerConfig(Section):
@@ -329,6 +333,8 @@ class Configuration(Section):
     """The controller's API."""
     ledger: LedgerConfig = LedgerConfig()
     """The database."""
+    prepull: PrepullConfig = PrepullConfig()
+    """Images that wait on the nodes for their click."""
 
     def find(self, repository: Repository) -> RepositoryConfig | None:
         """The registration of a repository, if any. GitHub ignores case in names, so this does too there."""
