@@ -79,7 +79,12 @@ class Tool:
 def main() -> int:
     names = sorted(path.parent.name for path in IMAGES.glob("*/Containerfile"))
     parser = argparse.ArgumentParser(description="Build Prebinder's container images.")
-    parser.add_argument("images", nargs="*", metavar="IMAGE", help=f"of {', '.join(names)}; all by default")
+    parser.add_argument(
+        "images",
+        nargs="*",
+        metavar="IMAGE",
+        help=f"of {', '.join(names)}, or a folder with a Containerfile; all by default",
+    )
     parser.add_argument("--base", help="base image; it needs Python 3.11 to 3.13, and Git or apt-get")
     parser.add_argument("--prefix", default="localhost/prebinder/", help="of the images' names (%(default)s)")
     parser.add_argument("--tag", default="dev", help="of the images (%(default)s)")
@@ -88,17 +93,20 @@ def main() -> int:
     parser.add_argument("--archive", type=Path, metavar="FOLDER", help="write NAME.tar there, a docker-archive")
     parser.add_argument("--storage", type=Path, metavar="FOLDER", help="keep layers there instead of in the default")
     arguments = parser.parse_args()
-    if unknown := set(arguments.images) - set(names):
+    folders = {name: IMAGES / name for name in names}
+    folders |= {Path(i).name: Path(i) for i in arguments.images if (Path(i) / "Containerfile").is_file()}
+    wanted = [Path(image).name for image in arguments.images] or names
+    if unknown := set(wanted) - folders.keys():
         parser.error(f"there is no image {', '.join(sorted(unknown))}; there are {', '.join(names)}")
     try:
         tool = find_tool(arguments.storage)
         base = arguments.base or find_base(tool)
         with tempfile.TemporaryDirectory(prefix="prebinder-images-") as folder:
             wheel = make_wheel(Path(folder))
-            for name in arguments.images or names:
+            for name in wanted:
                 image = f"{arguments.prefix}{name}:{arguments.tag}"
                 say(f"building {image} …")
-                build(tool, name, image, base, wheel, Path(folder))
+                build(tool, folders[name], image, base, wheel, Path(folder))
                 for line in publish(tool, name, image, arguments):
                     print(line)
     except BuildError as error:
@@ -181,13 +189,13 @@ def make_wheel(folder: Path) -> Path:
     return next(folder.glob("*.whl"))
 
 
-def build(tool: Tool, name: str, image: str, base: str, wheel: Path, folder: Path) -> None:
+def build(tool: Tool, source: Path, image: str, base: str, wheel: Path, folder: Path) -> None:
     """One image from its folder, the wheel and the lock."""
-    context = folder / name
-    shutil.copytree(IMAGES / name, context)
+    context = folder / source.name
+    shutil.copytree(source, context)
     (context / "wheel").mkdir()
     shutil.copy(wheel, context / "wheel")
-    for further in _FURTHER_FILES.get(name, ()):
+    for further in _FURTHER_FILES.get(source.name, ()):
         shutil.copy(ROOT / further, context)
     options: list[str] = ["--layers", "--timestamp", commit_time(), "--build-arg", f"BASE={base}", "--tag", image]
     if _BUNDLE.exists():

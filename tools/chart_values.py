@@ -31,6 +31,17 @@ class Image(Section):
     """Names of Secrets with the registry's credentials."""
 
 
+class BuilderImage(Section):
+    """Image of builds, with the same version of Prebinder as the controller."""
+
+    repository: str
+    """Registry and name."""
+    tag: str
+    """Tag; the chart's `appVersion` by default."""
+    digest: str = Field(pattern=r"^$|^sha256:[0-9a-f]{64}$")
+    """Digest; wins over the tag."""
+
+
 class KeyOfSecret(Section):
     """A key of a Secret."""
 
@@ -177,6 +188,8 @@ class Endpoint(Placed):
 class Builds(Section):
     """Where the build Jobs run."""
 
+    image: BuilderImage
+    """Image of builds."""
     namespace: str
     """Their namespace; the release's own by default. One apart is better: quotas, and Pod Security for the rest."""
     createNamespace: bool

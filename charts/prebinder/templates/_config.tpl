@@ -12,7 +12,15 @@ filled in here. Returns YAML.
 {{- if .Values.controller.lease -}}
 {{- $_ := set $controller "lease" (printf "%s-controller" $name) -}}
 {{- end -}}
-{{- $builder := dict "kind" "kubernetes" "kubernetes" (dict "namespace" (include "prebinder.builds.namespace" .)) -}}
+{{- $kubernetes := dict
+    "namespace" (include "prebinder.builds.namespace" .)
+    "instance" ($name | trunc 40 | trimSuffix "-")
+    "image" (include "prebinder.image" (dict "image" .Values.builds.image "Chart" .Chart))
+    "image_pull_policy" .Values.image.pullPolicy -}}
+{{- if .Values.image.pullSecrets -}}
+{{- $_ := set $kubernetes "image_pull_secrets" .Values.image.pullSecrets -}}
+{{- end -}}
+{{- $builder := dict "kind" "kubernetes" "kubernetes" $kubernetes -}}
 {{- $hub := dict
     "url" .Values.hub.url
     "token" (dict "file" (printf "/etc/prebinder/secrets/hub/%s" .Values.hub.tokenSecret.key)) -}}

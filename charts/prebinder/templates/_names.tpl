@@ -30,11 +30,12 @@ app.kubernetes.io/part-of: prebinder
 helm.sh/chart: {{ printf "%s-%s" $top.Chart.Name $top.Chart.Version | replace "+" "_" | trunc 63 }}
 {{- end -}}
 
+{{/* Takes a dict with `image` and `Chart`. */}}
 {{- define "prebinder.image" -}}
-{{- if .Values.image.digest -}}
-{{ .Values.image.repository }}@{{ .Values.image.digest }}
+{{- if .image.digest -}}
+{{ .image.repository }}@{{ .image.digest }}
 {{- else -}}
-{{ .Values.image.repository }}:{{ default .Chart.AppVersion .Values.image.tag }}
+{{ .image.repository }}:{{ default .Chart.AppVersion .image.tag }}
 {{- end -}}
 {{- end -}}
 
