@@ -12,6 +12,7 @@ import socket
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 import structlog
@@ -20,20 +21,19 @@ from pydantic import SecretStr
 from starlette.types import ASGIApp
 
 from prebinder import __version__
-from prebinder.api.app import create_app, create_hooks_app
 from prebinder.builders.base import Builder
 from prebinder.builders.engine import Engine
-from prebinder.builders.local import LocalBuilder
-from prebinder.builders.logs import LogStore
 from prebinder.config import Configuration, LiveConfiguration
 from prebinder.config.state import StateFolder
 from prebinder.hosts.base import Host
-from prebinder.ledger import Ledger
 from prebinder.model.failure import EngineError
 from prebinder.model.spec import Provider
-from prebinder.reconcile import Controller
 from prebinder.registry.base import ImageStore
-from prebinder_site.app import EndpointSettings
+from prebinder_site.settings import EndpointSettings
+
+if TYPE_CHECKING:
+    from prebinder.builders.local import LocalBuilder
+    from prebinder.reconcile import Controller
 
 log = structlog.get_logger(__name__)
 
@@ -130,6 +130,12 @@ async def started_controller(
     token: SecretStr | None = None,
 ) -> AsyncIterator[RunningController]:
     """A controller from `live` that follows its file, until the block ends."""
+    # Here: a launch endpoint apart needs none of it, and saves 40 MB.
+    from prebinder.api.app import create_app, create_hooks_app
+    from prebinder.builders.logs import LogStore
+    from prebinder.ledger import Ledger
+    from prebinder.reconcile import Controller
+
     ledger = await Ledger.open(live.current.ledger.url or state.ledger)
     try:
         controller = Controller(
@@ -187,6 +193,8 @@ def local_builder(
     configuration: Configuration, state: StateFolder, engine: Engine, pip_base_image: str | None = None
 ) -> LocalBuilder:
     """repo2docker on this machine."""
+    from prebinder.builders.local import LocalBuilder
+
     return LocalBuilder(
         engine,
         state.work,

@@ -78,7 +78,7 @@ class Resolver:
             revision, said = await self._freshest(spec, registered, known)
             return Resolved(spec, revision, registered, notices + said)
         host = self._hosts.get(spec.repository.provider)
-        if host is None:
+        if host is None or (registered is None and not _strangers_allowed(index)):
             return Resolved(spec, None, registered)
         try:
             async with asyncio.timeout(self._host_timeout):
@@ -129,6 +129,12 @@ class Resolver:
 
     async def aclose(self) -> None:
         await self._questions.aclose()
+
+
+def _strangers_allowed(index: Index) -> bool:
+    """Whether a host may be asked about a repository that nobody registered. If not, the controller says no: links
+    are anybody's, and must not make us knock at any address."""
+    return index.catalogue.on_demand == "anyone"
 
 
 def _silent(provider: Provider) -> str:

@@ -404,3 +404,12 @@ async def test_hostile_landing_paths_are_refused_before_anything_starts(tmp_path
             (event,) = await w.click("gh/Ada/Course/HEAD", f"?{query}")
             assert (event["phase"], event["status_code"]) == ("failed", 400), query
         assert w.hub.requests == []
+
+
+async def test_a_git_host_is_not_asked_about_a_repository_that_nobody_registered(tmp_path: Path) -> None:
+    """Links are anybody's: they must not make us knock at any address."""
+    async with world(tmp_path) as w:
+        w.controller.reply = Problem(kind=FailureKind.REFUSED, message="bob/other is not registered here.")
+        (event,) = await w.click("gh/bob/other/main")
+        assert (event["phase"], event["status_code"]) == ("failed", 403)
+        assert w.host.asked == []

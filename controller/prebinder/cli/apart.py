@@ -21,7 +21,6 @@ from prebinder.onemachine.base_image import pip_base_image
 from prebinder.onemachine.engine import start_engine
 from prebinder.onemachine.exclusive import exclusive
 from prebinder.registry import create_image_store
-from prebinder_site.app import create_app
 
 log = structlog.get_logger(__name__)
 
@@ -58,6 +57,9 @@ async def run_controller(path: Path, state_root: Path) -> int:
 
 async def run_endpoint(path: Path, state_root: Path) -> int:
     """`prebinder serve`: until SIGTERM. Returns the exit code."""
+    # Here: a controller apart needs none of it.
+    from prebinder_site.app import create_app
+
     state = StateFolder(state_root)
     state.create()
     configuration = load(path)
