@@ -47,8 +47,12 @@ def _pushes(here: Stack, folder: Path) -> list[Row]:
     packages = _push(here, checkout, "requirements.txt", "cowsay==6.1\n")
     started = [p[0] for p in (*content, packages)]
     return [
-        Row("`git push` accepted → build started, median", f"{statistics.median(started) * 1000:.0f} ms", "≤ 1 s"),
-        Row("`git push` accepted → build started, slowest", f"{max(started) * 1000:.0f} ms", "≤ 1 s"),
+        Row(
+            "`git push` begun → build started, median (accepted in between)",
+            f"{statistics.median(started) * 1000:.0f} ms",
+            "≤ 1 s",
+        ),
+        Row("the same, slowest", f"{max(started) * 1000:.0f} ms", "≤ 1 s"),
         Row(
             "push that changes content only → image ready, warm cache, median",
             f"{statistics.median(p[1] for p in content):.1f} s",
@@ -58,17 +62,19 @@ def _pushes(here: Stack, folder: Path) -> list[Row]:
 
 
 def _push(here: Stack, checkout: Path, name: str, text: str) -> tuple[float, float]:
-    """Seconds from the end of `git push` to the build's start, and to the image."""
+    """Seconds from the begin of `git push` to the build's start, and from its end to the image."""
     (checkout / name).write_text(text)
     git("add", "-A", cwd=checkout)
     git("commit", "-m", f"Change {name}", cwd=checkout)
+    began = time.time()
     git("push", "origin", "HEAD", cwd=checkout)
     pushed = time.time()
     revision = git("rev-parse", "HEAD", cwd=checkout)
     build = until("the image", lambda: _finished(here, revision), 300, 0.1)
     started, finished = (datetime.fromisoformat(str(build[k])).timestamp() for k in ("started_at", "finished_at"))
-    # The hook runs before `git push` returns: a build may start before the push is over.
-    return max(0.0, started - pushed), finished - pushed
+    # The hook runs before `git push` returns, so a build starts while the push is still running: what is measured is
+    # from the push's begin, and so an upper bound.
+    return started - began, finished - pushed
 
 
 def _clicks(here: Stack) -> list[Row]:
