@@ -52,7 +52,9 @@ def proxy_folder() -> Path:
 
 
 @contextlib.asynccontextmanager
-async def real_hub(folder: Path, *, idle: float = 600, every: float = 60, **config: Any) -> AsyncIterator[HubProcess]:
+async def real_hub(
+    folder: Path, *, idle: float = 600, every: float = 60, prefix: str = PREFIX, **config: Any
+) -> AsyncIterator[HubProcess]:
     """A Hub of the test's own on free ports. It and its users' servers end with the block."""
     known: dict[str, str] = {}
     hub = HubProcess(
@@ -61,7 +63,7 @@ async def real_hub(folder: Path, *, idle: float = 600, every: float = 60, **conf
         None,
         await install_proxy(proxy_folder()),
         secret=lambda name: known.setdefault(name, secrets.token_hex(32)),
-        image_prefix=PREFIX,
+        image_prefix=prefix,
         spawner="tests.support.hub.ProcessSpawner",
     )
     before = os.environ.get("PYTHONPATH")

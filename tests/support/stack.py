@@ -83,6 +83,12 @@ class Stack:
     def start(self, limit: float = START_LIMIT) -> float:
         """Start, wait for the address on the screen; the seconds that it took."""
         started = time.monotonic()
+        self.launch()
+        until("the address on the screen", self._ready, limit)
+        return time.monotonic() - started
+
+    def launch(self) -> subprocess.Popen[str]:
+        """Start, and wait for nothing."""
         self.lines.clear()
         environment = {**os.environ, "HOME": str(self.root / "home"), "NO_COLOR": "1"}
         environment.setdefault("XDG_CACHE_HOME", str(Path.home() / ".cache"))
@@ -98,8 +104,7 @@ class Stack:
             start_new_session=True,
         )
         threading.Thread(target=self._read, args=(self.process,), daemon=True).start()
-        until("the address on the screen", self._ready, limit)
-        return time.monotonic() - started
+        return self.process
 
     def stop(self, number: int = signal.SIGINT) -> int:
         """End it as Ctrl-C does; the exit code."""
