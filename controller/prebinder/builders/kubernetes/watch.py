@@ -1,0 +1,242 @@
+"""One watch over the Jobs and pods of all builds: what the cluster knows, kept here, so that nobody asks for it.
+
+Guarantees, each of them tested:
+- What is kept here becomes what the API server has, whatever happens in between: a watch that ends, breaks off or
+  expires (410) goes on or begins anew with a list; a list comes every `RESYNC` seconds anyway.
+- Whoever waits for a Job is woken by a change of it or of its pods, not by a clock.
+- While the API server is away the last state stands, and `away` says why. Attempts to reach it come with a growing
+  pause, without end.
+- Only what is read is kept: about 2 kB a build.
+
+The shape is that of client-go's reflector: list, then watch from the list's resource version, with bookmarks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+
+from prebinder.builders.kubernetes.api import JOBS, PODS, Api, ApiAway, ApiRefused, Expired, Object
+from prebinder.builders.kubernetes.names import REPOSITORY
+from prebinder.model.failure import EngineError
+
+log = structlog.get_logger(__name__)
+
+RESYNC = 1800.0
+_WATCH_SECONDS = (420, 600)
+_IDLE_SECONDS = 100.0  # bookmarks come about once a minute
+_PAUSE = 0.25
+_PAUSE_MOST = 15.0
+_CONTROLLER_UID = "batch.kubernetes.io/controller-uid"
+_JOB_NAME = "batch.kubernetes.io/job-name"
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A Job and its pods, oldest first, as last told. `turn` grows with each change; 0 when nothing is known."""
+
+    job: Object | None
+    pods: tuple[Object, ...]
+    turn: int
+
+    def pod(self, uid: str) -> Object | None:
+        """The newest pod of the Job with this uid; an earlier Job of the same name may have left others."""
+        ours = [pod for pod in self.pods if pod["metadata"].get("labels", {}).get(_CONTROLLER_UID) == uid]
+        return ours[-1] if ours else None
+
+
+@dataclass(slots=True)
+class _Place:
+    """What concerns one Job name."""
+
+    job: Object | None = None
+    pods: dict[str, Object] = field(default_factory=dict)
+    turn: int = 0
+    waiting: int = 0
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def wake(self, turn: int) -> None:
+        self.turn = turn
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+
+class Watch:
+    """Start it once, close it once."""
+
+    def __init__(self, api: Api, selector: str, *, resync: float = RESYNC) -> None:
+        self._api = api
+        self._selector = selector
+        self._resync = resync
+        self._places: dict[str, _Place] = {}
+        self._listed = {JOBS: False, PODS: False}
+        self._away: dict[tuple[str, str], EngineError] = {}
+        self._synced = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._nodes: dict[str, tuple[str, str]] = {}
+        self._turns = itertools.count(1)
+
+    def start(self) -> None:
+        """Begin to watch."""
+        self._tasks = [asyncio.create_task(self._follow(kind), name=f"watch {kind[1]}") for kind in (JOBS, PODS)]
+
+    async def aclose(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    @property
+    def away(self) -> EngineError | None:
+        """Why nothing is heard from the API server now; None while it is."""
+        return next(iter(self._away.values()), None)
+
+    async def synced(self) -> None:
+        """Return once everything was listed for the first time."""
+        await self._synced.wait()
+
+    def seen(self, name: str) -> Seen:
+        """What is known of a Job and its pods."""
+        place = self._places.get(name) or _Place()
+        pods = sorted(place.pods.values(), key=lambda pod: str(pod["metadata"].get("creationTimestamp")))
+        return Seen(place.job, tuple(pods), place.turn)
+
+    async def changed(self, name: str, turn: int) -> None:
+        """Return at the first change of a Job or its pods after `turn` (see `Seen`)."""
+        if turn and name not in self._places:
+            return  # it went meanwhile
+        place = self._places.setdefault(name, _Place())
+        place.waiting += 1
+        try:
+            while place.turn <= turn:
+                await place.changed.wait()
+        finally:
+            place.waiting -= 1
+            self._forget(name)
+
+    def node_of(self, repository: str) -> str | None:
+        """The node on which a repository (its label's value) was built last, as far as is remembered."""
+        return self._nodes.get(repository, ("", None))[1]
+
+    # How
+
+    async def _follow(self, kind: tuple[str, str]) -> None:
+        pause = _PAUSE
+        while True:
+            try:
+                version = await self._list(kind)
+                pause = _PAUSE
+                async with asyncio.timeout(self._resync):
+                    while True:
+                        version = await self._watch(kind, version)
+                        pause = _PAUSE
+            except Expired:
+                log.info("watch.expired", of=kind[1])
+            except TimeoutError:
+                pass  # time for a list
+            except (ApiAway, ApiRefused) as error:
+                if kind not in self._away:
+                    log.warning("watch.away", of=kind[1], problem=str(error))
+                self._away[kind] = error
+                await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311
+                pause = min(2 * pause, _PAUSE_MOST)
+
+    async def _list(self, kind: tuple[str, str]) -> str:
+        items, version = await self._api.all(kind, self._selector)
+        keep = {item["metadata"]["name"] for item in items}
+        for name, place in list(self._places.items()):
+            have = place.pods.keys() if kind == PODS else ({name} if place.job else set())
+            for gone in have - keep:
+                self._remove(kind, name, gone)
+        for item in items:
+            self._put(kind, item)
+        self._heard(kind)
+        self._listed[kind] = True
+        if all(self._listed.values()):
+            self._synced.set()
+        return version
+
+    async def _watch(self, kind: tuple[str, str], version: str) -> str:
+        """Until the server ends it; the resource version to go on from."""
+        seconds = random.randint(*_WATCH_SECONDS)  # noqa: S311
+        stream = self._api.watch(kind, self._selector, version, seconds=seconds, idle=_IDLE_SECONDS)
+        async with contextlib.aclosing(stream):
+            async for type_, item in stream:
+                self._heard(kind)
+                version = item["metadata"]["resourceVersion"]
+                if type_ == "DELETED":
+                    self._remove(kind, _job_of(kind, item), item["metadata"]["name"])
+                elif type_ != "BOOKMARK":
+                    self._put(kind, item)
+        return version
+
+    def _heard(self, kind: tuple[str, str]) -> None:
+        if self._away.pop(kind, None):
+            log.info("watch.back", of=kind[1])
+
+    def _put(self, kind: tuple[str, str], item: Object) -> None:
+        name = _job_of(kind, item)
+        place = self._places.setdefault(name, _Place())
+        kept = _trimmed(item)
+        key = kept["metadata"]["name"]
+        before = place.job if kind == JOBS else place.pods.get(key)
+        if before is not None and before["metadata"]["resourceVersion"] == kept["metadata"]["resourceVersion"]:
+            return
+        if kind == JOBS:
+            place.job = kept
+        else:
+            place.pods[key] = kept
+            self._remember_node(kept)
+        place.wake(next(self._turns))
+
+    def _remove(self, kind: tuple[str, str], name: str, key: str) -> None:
+        if (place := self._places.get(name)) is None:
+            return
+        if kind == JOBS:
+            place.job = None
+        else:
+            place.pods.pop(key, None)
+        place.wake(next(self._turns))
+        self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        place = self._places.get(name)
+        if place and place.job is None and not place.pods and not place.waiting:
+            del self._places[name]
+
+    def _remember_node(self, pod: Object) -> None:
+        repository = pod["metadata"].get("labels", {}).get(REPOSITORY)
+        node, created = pod["spec"].get("nodeName"), str(pod["metadata"].get("creationTimestamp"))
+        if repository and node and created >= self._nodes.get(repository, ("", ""))[0]:
+            self._nodes[repository] = (created, node)
+
+
+def _job_of(kind: tuple[str, str], item: Object) -> str:
+    metadata = item["metadata"]
+    return str(metadata["name"] if kind == JOBS else metadata.get("labels", {}).get(_JOB_NAME, ""))
+
+
+def _trimmed(item: Object) -> Object:
+    """What is read of a Job or pod; the rest (templates, managed fields, environments) is most of it."""
+    metadata, spec = item["metadata"], item.get("spec", {})
+    kept = ("name", "uid", "resourceVersion", "creationTimestamp", "deletionTimestamp", "labels", "annotations")
+    return {
+        "metadata": {key: metadata[key] for key in kept if key in metadata},
+        "spec": {
+            "suspend": spec.get("suspend"),
+            "nodeName": spec.get("nodeName"),
+            "initContainers": _names(spec, "initContainers"),
+            "containers": _names(spec, "containers"),
+        },
+        "status": item.get("status", {}),
+    }
+
+
+def _names(spec: Mapping[str, Any], key: str) -> list[Object]:
+    return [{"name": container["name"]} for container in spec.get(key) or ()]
