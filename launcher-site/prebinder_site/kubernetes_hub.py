@@ -94,7 +94,8 @@ def pull_failure(pod: Any) -> tuple[str, bool] | None:
         if reason in _NEVER or reason in _TRYING:
             said = " ".join(str(waiting.get("message") or reason).split())
             final = reason in _NEVER or any(words in said.lower() for words in _FINAL_WORDS)
-            return (said if len(said) <= _MAX_REASON else said[: _MAX_REASON - 1] + "…"), final
+            # The cause stands at the end, after the image's name, which the kubelet repeats.
+            return (said if len(said) <= _MAX_REASON else "…" + said[1 - _MAX_REASON :]), final
     return None
 
 
