@@ -39,7 +39,7 @@ class ChildOrder(BaseModel):
     clone_url: str
     revision: str
     image: str
-    engine: Literal["podman", "docker"]
+    engine: Literal["podman", "docker", "buildah"]
     build_pack: str
     base_image: str | None
     push: bool

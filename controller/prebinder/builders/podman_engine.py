@@ -64,7 +64,7 @@ class PodmanEngine(ContainerEngine):  # type: ignore[misc]  # repo2docker has no
                 path = stack.enter_context(tempfile.TemporaryDirectory(prefix="context-"))
                 with tarfile.open(fileobj=fileobj) as context:
                     context.extractall(path, filter="tar")
-            command = build_command(
+            command = self.build_command(
                 tag=tag,
                 path=path,
                 dockerfile=dockerfile,
@@ -79,6 +79,10 @@ class PodmanEngine(ContainerEngine):  # type: ignore[misc]  # repo2docker has no
                 raise BuildError(str(error)) from error
         if push:
             self._push(tag)
+
+    def build_command(self, **what: Any) -> list[str]:
+        """The command of one build."""
+        return build_command(**what)
 
     def _push(self, tag: str) -> None:
         self.log.info(f"Pushing {tag}\n", extra={"phase": R2dState.PUSHING})

@@ -39,6 +39,7 @@ _FETCHED = re.compile(r"(?:https?|git|ssh)://")
 _REVISION = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _PIP_BASE = "docker.io/library/python:3.12-slim-bookworm"
 _USER_ID, _USER_NAME = 1000, "jovyan"
+_ENGINES = {"podman": "prebinder-podman", "buildah": "prebinder-buildah", "docker": "docker"}
 
 
 class StepFailed(Exception):
@@ -137,7 +138,7 @@ def application(order: ChildOrder) -> Repo2Docker:
     app.git_workdir = str(order.checkout)
     app.cleanup_checkout = False
     app.output_image_spec = order.image
-    app.engine = "prebinder-podman" if order.engine == "podman" else "docker"
+    app.engine = _ENGINES[order.engine]
     app.user_id, app.user_name = _USER_ID, _USER_NAME
     app.run, app.push = False, order.push
     others = [p for p in app.content_providers if p is not Git and p.__name__ != "Local"]

@@ -14,6 +14,7 @@ import asyncio
 import hashlib
 import re
 import time
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -43,6 +44,10 @@ _MANIFEST_LIMIT = 4 * 2**20
 
 class _Again(Exception):
     """An answer after which the same question may be asked again."""
+
+
+Content = Callable[[], bytes | AsyncIterator[bytes]]
+"""A request's body, given anew for each time that it is sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,14 +129,26 @@ class OCIRegistry:
             raise RegistryError(f"{image.name} is not in the registry {self.host}.")
         return path if "/" in path or "docker.io" not in self.host else f"library/{path}"
 
-    async def _ask(self, method: str, path: str, scope: str | None, headers: dict[str, str]) -> httpx.Response:
-        """One question, asked again with what the registry's challenge wants, and after passing troubles."""
+    async def _ask(
+        self,
+        method: str,
+        path: str,
+        scope: str | None,
+        headers: dict[str, str],
+        content: Content | None = None,
+        timeout: float | None = None,
+    ) -> httpx.Response:
+        """One question, asked again with what the registry's challenge wants, and after passing troubles.
+
+        `timeout` is for answers that a registry takes long for (an upload's end); `content` gives the body anew each
+        time.
+        """
         try:
             async for attempt in stamina.retry_context(
                 on=(_Again, httpx.TransportError), attempts=_ATTEMPTS, wait_initial=0.1, wait_max=1.0, timeout=None
             ):
                 with attempt:
-                    answer = await self._ask_once(method, path, scope, headers)
+                    answer = await self._ask_once(method, path, scope, headers, content, timeout)
                     if answer.status_code >= 500 or answer.status_code == 429:
                         raise _Again(f"answered {answer.status_code}")
                     return answer
@@ -147,9 +164,26 @@ class OCIRegistry:
             raise AssertionError
         raise RegistryError(f"The registry {self.host} {reason}. Check registry.prefix and that it runs.")
 
-    async def _ask_once(self, method: str, path: str, scope: str | None, headers: dict[str, str]) -> httpx.Response:
+    async def _ask_once(
+        self,
+        method: str,
+        path: str,
+        scope: str | None,
+        headers: dict[str, str],
+        content: Content | None = None,
+        timeout: float | None = None,
+    ) -> httpx.Response:
+        async def send() -> httpx.Response:
+            return await self._client.request(
+                method,
+                path,
+                headers={**headers, **self._authorization(scope)},
+                content=content() if content else None,
+                timeout=httpx.Timeout(self._timeout, read=timeout) if timeout else httpx.USE_CLIENT_DEFAULT,
+            )
+
         used = self._tokens.get(scope or "")
-        answer = await self._client.request(method, path, headers={**headers, **self._authorization(scope)})
+        answer = await send()
         if answer.status_code != 401:
             return answer
         if used is not None and self._tokens.get(scope or "") is used:
@@ -161,7 +195,7 @@ class OCIRegistry:
             self._basic = True
         else:
             return answer
-        return await self._client.request(method, path, headers={**headers, **self._authorization(scope)})
+        return await send()
 
     def _authorization(self, scope: str | None) -> dict[str, str]:
         token = self._tokens.get(scope or "")

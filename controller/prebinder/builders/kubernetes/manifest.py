@@ -96,6 +96,7 @@ def order_for_pod(
         memory_limit=order.memory_limit,
         time_limit=order.time_limit,
         log_limit=order.log_limit,
+        disk_limit=order.disk_limit,
         processes=kubernetes.processes,
         insecure=registry.insecure,
         registry_timeout=registry.timeout,

@@ -53,6 +53,7 @@ class PodOrder(BaseModel):
     memory_limit: int
     time_limit: float
     log_limit: int
+    disk_limit: int
     processes: int
     insecure: bool
     """The registry speaks plain HTTP."""

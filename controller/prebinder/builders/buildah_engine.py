@@ -1,0 +1,68 @@
+"""repo2docker's container engine plugin for buildah (entry point `prebinder-buildah`), for builds in a pod.
+
+A pod has no engine and no privileges on its node: buildah needs neither. Steps run in a chroot below the pod's own user
+namespace, so they see the pod's network and are bounded by the pod's memory. It builds; another container pushes.
+
+Written against buildah 1.28 (Debian 12); its storage is what `storage.conf` of the builder image says.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Mapping
+from typing import Any
+
+from repo2docker.engine import Image, ImageLoadError
+
+from prebinder.builders.podman_engine import PodmanEngine
+
+_INSPECT_TIMEOUT = 60
+
+
+class BuildahEngine(PodmanEngine):
+    """Builds with the buildah command line."""
+
+    def build_command(self, **what: Any) -> list[str]:
+        """The command of one build."""
+        return build_command(**what)
+
+    def _push(self, tag: str) -> None:
+        raise ImageLoadError("Prebinder's buildah engine does not push: it has no credentials")
+
+    def inspect_image(self, image: str) -> Image | None:
+        """The image's configuration, or None when the storage has no such image."""
+        found = subprocess.run(
+            ["buildah", "inspect", "--type", "image", image],
+            capture_output=True,
+            timeout=_INSPECT_TIMEOUT,
+            check=False,
+        )
+        if found.returncode != 0:
+            return None
+        config = json.loads(found.stdout).get("OCIv1", {}).get("config") or {}
+        return Image(tags=[image], config={"WorkingDir": "", **config})
+
+
+def build_command(
+    *,
+    tag: str,
+    path: str,
+    dockerfile: str,
+    buildargs: Mapping[str, str],
+    labels: Mapping[str, str],
+    memory: int,
+    platform: str,
+) -> list[str]:
+    """The buildah command of one build. Pure. `memory` means nothing: the pod's limit holds for every step."""
+    # `--pull=false` takes a base image that is in the storage, and pulls one that is not.
+    command = ["buildah", "build", "--isolation=chroot", "--layers", "--force-rm", "--pull=false", "--format=oci"]
+    if tag:
+        command.append(f"--tag={tag}")
+    if dockerfile:
+        command.append(f"--file={dockerfile}")
+    if platform:
+        command.append(f"--platform={platform}")
+    command += [f"--build-arg={key}={value}" for key, value in buildargs.items()]
+    command += [f"--label={key}={value}" for key, value in labels.items()]
+    return [*command, path]
