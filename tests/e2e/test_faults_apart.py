@@ -195,10 +195,12 @@ async def test_each_half_is_killed_in_turn_and_links_keep_working(tmp_path: Path
         # The controller, in mid-build, while somebody watches.
         side = it.course.push({"README.md": "side"}, branch="side")
         events: list[Event] = []
+        killed = False
         async with aclosing(it.click("side")) as stream:
             async for event in stream:
                 events.append(event)
-                if event["phase"] == "fetching" and it.controller.process is not None:
+                if event["phase"] == "fetching" and not killed:
+                    killed = True
                     await it.controller.kill()
                     await while_the_controller_is_away(it)
                     await it.controller.start()

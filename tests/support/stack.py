@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,6 +22,7 @@ import psutil
 
 from prebinder.config.state import StateFolder
 from prebinder.onemachine.defaults import default_configuration
+from prebinder.onemachine.engine import _Place
 
 T = TypeVar("T")
 PREBINDER = Path(sys.executable).parent / "prebinder"
@@ -174,3 +176,7 @@ def stack(root: Path, configuration: str = "") -> Iterator[Stack]:
                 here.stop()
             except subprocess.TimeoutExpired:
                 here.kill()
+        # A path too long for a socket has its sockets elsewhere.
+        for folder in (here.state.run, _Place.of(here.state.root).socket.parent):
+            if not folder.is_relative_to(root):
+                shutil.rmtree(folder, ignore_errors=True)

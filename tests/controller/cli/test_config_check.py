@@ -77,7 +77,7 @@ async def test_each_mistake_is_one_line_and_up_says_the_same(tmp_path: Path) -> 
     file = tmp_path / "mine.yaml"
     file.write_text("sites: {}\nlimits: {time: soon}\nsite: {prt: 1}\n")
     checked = await prebinder("config", "check", str(file), folder=tmp_path)
-    assert [line.split(":")[1] for line in checked.errors.splitlines()] == ["2", "3", "1"]
+    assert [line.split(":")[1] for line in checked.errors.splitlines()] == ["1", "2", "3"]
     up = await prebinder("up", "--config", str(file), folder=tmp_path)
     assert up.code == 2
     assert checked.errors.strip() in up.errors
