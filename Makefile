@@ -33,6 +33,7 @@ lock: ## Make the lock files anew (needs uv)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet --extra hub --extra build -c requirements/dev.txt pyproject.toml -o requirements/run.txt
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet --extra postgresql -c requirements/dev.txt pyproject.toml -o images/prebinder/requirements.txt
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet -c requirements/dev.txt images/hub/requirements.in -o images/hub/requirements.txt
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet -c requirements/dev.txt images/builder/requirements.in -o images/builder/requirements.txt
 
 clean: ## Remove what setup made (not the state folder .prebinder)
 	rm -rf .venv .tools .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis artifacts
