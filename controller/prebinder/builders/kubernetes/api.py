@@ -177,6 +177,12 @@ class Api:
         """Raises ApiAway or ApiRefused."""
         await self._json("GET", "version")
 
+    async def ask(
+        self, method: str, path: str, *, query: Mapping[str, str] | None = None, body: Object | None = None
+    ) -> Object:
+        """Any other question of the API; `path` is whole, without its first slash. Raises ApiAway or ApiRefused."""
+        return await self._json(method, path, query, body)
+
     def _path(self, kind: tuple[str, str], *names: str) -> str:
         version, plural = kind
         return "/".join([version, "namespaces", self.namespace, plural, *(quote(name, safe="") for name in names)])
