@@ -12,6 +12,7 @@ import structlog
 from pydantic import SecretStr
 
 from prebinder import compose
+from prebinder.builders.base import Builder
 from prebinder.config import LiveConfiguration, load
 from prebinder.config.models import SecretRef
 from prebinder.config.state import StateFolder
@@ -20,7 +21,7 @@ from prebinder.model.failure import ConfigurationError
 from prebinder.onemachine.base_image import pip_base_image
 from prebinder.onemachine.engine import start_engine
 from prebinder.onemachine.exclusive import exclusive
-from prebinder.registry import create_image_store
+from prebinder.registry import ImageStore, create_image_store
 
 log = structlog.get_logger(__name__)
 
@@ -39,11 +40,7 @@ async def run_controller(path: Path, state_root: Path) -> int:
     async with contextlib.AsyncExitStack() as parts:
         parts.callback(listener.close)
         parts.enter_context(exclusive(state))
-        engine = await parts.enter_async_context(start_engine(state.root, configuration.builder.engine))
-        images = create_image_store(configuration.registry, engine.socket)
-        parts.push_async_callback(images.aclose)
-        base = await pip_base_image(configuration, engine, lambda text: log.info("base_image", doing=text))
-        builder = compose.local_builder(configuration, state, engine, base)
+        images, builder = await _what_builds(live, state, parts)
         hosts = create_hosts(configuration.hosts, state.git_cache)
         running = await parts.enter_async_context(
             compose.started_controller(live, state, builder=builder, images=images, hosts=hosts, token=token)
@@ -53,6 +50,29 @@ async def run_controller(path: Path, state_root: Path) -> int:
         log.info("controller.ready", address=configuration.controller.address, port=listener.getsockname()[1])
         await until_signal()
     return 0
+
+
+async def _what_builds(
+    live: LiveConfiguration, state: StateFolder, parts: contextlib.AsyncExitStack
+) -> tuple[ImageStore, Builder]:
+    """The image store and the builder that the configuration names; `parts` ends them."""
+    configuration = live.current
+    if configuration.builder.kind == "kubernetes":
+        # Here: one machine needs none of it.
+        from prebinder.builders.kubernetes.builder import KubernetesBuilder
+
+        if configuration.registry.prefix is None:
+            raise ConfigurationError("builder.kind: kubernetes needs registry.prefix: nodes share no engine's store.")
+        images = create_image_store(configuration.registry)
+        parts.push_async_callback(images.aclose)
+        jobs = KubernetesBuilder(lambda: live.current, images.digest)
+        parts.push_async_callback(jobs.aclose)
+        return images, jobs
+    engine = await parts.enter_async_context(start_engine(state.root, configuration.builder.engine))
+    images = create_image_store(configuration.registry, engine.socket)
+    parts.push_async_callback(images.aclose)
+    base = await pip_base_image(configuration, engine, lambda text: log.info("base_image", doing=text))
+    return images, compose.local_builder(configuration, state, engine, base)
 
 
 async def run_endpoint(path: Path, state_root: Path) -> int:
