@@ -84,11 +84,14 @@ class Api:
                 config.load_incluster_config(client_configuration=configuration)
                 own = (_ACCOUNT / "namespace").read_text().strip()
             else:
-                loader = await config.load_kube_config(client_configuration=configuration, persist_config=False)
+                file = os.environ.get("KUBECONFIG") or str(Path.home() / ".kube/config")
+                loader = await config.load_kube_config(
+                    config_file=file, client_configuration=configuration, persist_config=False
+                )
                 own = loader.current_context["context"].get("namespace") or "default"
         except (config.ConfigException, yaml.YAMLError, OSError, KeyError) as error:
             raise EngineError(
-                f"There is no way to a Kubernetes cluster: {error}. "
+                f"There is no way to a Kubernetes cluster: {' '.join(str(error).split())[:_MESSAGE_LIMIT]}. "
                 "Run the controller in a pod with a service account, or set KUBECONFIG."
             ) from None
         return cls(client.ApiClient(configuration), namespace or own)

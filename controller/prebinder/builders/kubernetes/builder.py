@@ -216,8 +216,11 @@ class KubernetesBuilder:
                 )
             )
         labels = metadata.get("labels", {})
-        this = labels.get(BUILD) == run.order.id and labels.get(ATTEMPT) == str(run.order.attempt)
-        if "deletionTimestamp" not in metadata and (this or not failures.job_done(job)):
+        same_build = labels.get(BUILD) == run.order.id
+        pod = watch.seen(run.name).pod(metadata["uid"])
+        done = failures.job_done(job) or (pod is not None and failures.over(pod))
+        this = labels.get(ATTEMPT) == str(run.order.attempt) if same_build else not done
+        if "deletionTimestamp" not in metadata and this:
             run.uid = metadata["uid"]
             return True
         # What an earlier attempt left, or is going already.
@@ -329,9 +332,11 @@ class KubernetesBuilder:
     def _judge(self, run: _Run, seen: Seen) -> None:
         """The end. Raises BuildFailed, unless the pod did all it should."""
         pod = seen.pod(run.uid)
-        run.over = pod is None or failures.over(pod)
+        run.over = failures.over(pod) if pod else seen.job is None
         if pod is None or not failures.over(pod):
             gone = f"The build's {'pod' if seen.job else 'Job'} was deleted from the cluster."
+            if (seen.job or {}).get("spec", {}).get("suspend"):
+                gone = "The cluster suspended the build's Job in the middle."
             raise BuildFailed(failures.job_failure(seen.job) or Failure(FailureKind.ENGINE, gone))
         if failure := failures.pod_failure(pod, run.order, run.log.failed, run.log.tail):
             raise BuildFailed(failure)

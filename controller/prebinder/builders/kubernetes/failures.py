@@ -36,6 +36,7 @@ _NEVER = frozenset({"InvalidImageName", "ErrImageNeverPull"})
 _NOT_STARTED = frozenset({"ContainerCannotRun", "StartError", "RunContainerError", "ContainerStatusUnknown"})
 _PASSING = frozenset({"PodInitializing", "ContainerCreating"})
 _EXIT_KILLED = 137
+_JOB_ENDS = frozenset({"Complete", "SuccessCriteriaMet", "Failed", "FailureTarget"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +118,9 @@ def job_failure(job: Object | None) -> Failure | None:
 
 
 def job_done(job: Object | None) -> bool:
-    """Whether a Job has ended, one way or the other."""
-    status = (job or {}).get("status", {})
-    return any(
-        c.get("type") in ("Complete", "Failed") and c.get("status") == "True" for c in status.get("conditions") or ()
-    )
+    """Whether a Job has ended, one way or the other, or is about to."""
+    conditions = (job or {}).get("status", {}).get("conditions") or ()
+    return any(c.get("type") in _JOB_ENDS and c.get("status") == "True" for c in conditions)
 
 
 def pod_failure(pod: Object, order: BuildOrder, failed: ChildFailure | None, tail: Sequence[str]) -> Failure | None:
