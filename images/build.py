@@ -38,10 +38,11 @@ _DEBIAN_PACKAGES = ("ca-certificates", "git", "python3", "python3-venv")
 _BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
 # What an image's folder needs beside its own files.
 _FURTHER_FILES = {
+    "base": ("controller/prebinder/onemachine/base_setup.sh",),
     "hub": (
         "controller/prebinder/onemachine/node/package.json",
         "controller/prebinder/onemachine/node/package-lock.json",
-    )
+    ),
 }
 
 

@@ -61,9 +61,9 @@ def git(*arguments: str | Path, cwd: Path | None = None, stdin: bytes | None = N
 
 
 @contextlib.contextmanager
-def serve(app: ASGIApp) -> Iterator[str]:
-    """Serve an ASGI application on a free port of 127.0.0.1 in a thread; the value is its address, without a slash."""
-    listener = socket.create_server(("127.0.0.1", 0))
+def serve(app: ASGIApp, address: str = "127.0.0.1") -> Iterator[str]:
+    """Serve an ASGI application on a free port of `address` in a thread; the value is its URL, without a slash."""
+    listener = socket.create_server((address, 0))
     ready = threading.Event()
 
     class Announcing(uvicorn.Server):
@@ -76,7 +76,7 @@ def serve(app: ASGIApp) -> Iterator[str]:
     thread.start()
     try:
         assert ready.wait(30), "the test's server did not start"
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        yield f"http://{address}:{listener.getsockname()[1]}"
     finally:
         server.should_exit = True
         thread.join(30)
@@ -168,12 +168,12 @@ class GitServer:
 
 
 @contextlib.contextmanager
-def serve_git(folder: Path) -> Iterator[GitServer]:
+def serve_git(folder: Path, address: str = "127.0.0.1") -> Iterator[GitServer]:
     """A Git server that keeps everything below `folder`."""
     bare, work = folder / "bare", folder / "work"
     bare.mkdir(parents=True, exist_ok=True)
     work.mkdir(exist_ok=True)
-    with serve(GitHttp(bare)) as url:
+    with serve(GitHttp(bare), address) as url:
         yield GitServer(url, bare, work)
 
 

@@ -14,18 +14,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from repo2docker.engine import Image, ImageLoadError
+from traitlets import Unicode
 
 from prebinder.builders.podman_engine import PodmanEngine
 
 _INSPECT_TIMEOUT = 60
+_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 
 
 class BuildahEngine(PodmanEngine):
     """Builds with the buildah command line."""
 
+    certificates = Unicode("", help="A bundle of certificate authorities that build steps trust.", config=True)
+
     def build_command(self, **what: Any) -> list[str]:
         """The command of one build."""
-        return build_command(**what)
+        return build_command(certificates=self.certificates, **what)
 
     def _push(self, tag: str) -> None:
         raise ImageLoadError("Prebinder's buildah engine does not push: it has no credentials")
@@ -53,8 +57,12 @@ def build_command(
     labels: Mapping[str, str],
     memory: int,
     platform: str,
+    certificates: str = "",
 ) -> list[str]:
-    """The buildah command of one build. Pure. `memory` means nothing: the pod's limit holds for every step."""
+    """The buildah command of one build. Pure. `memory` means nothing: the pod's limit holds for every step.
+
+    `certificates` is laid over Debian's bundle while steps run, and is not part of the image.
+    """
     # `--pull=false` takes a base image that is in the storage, and pulls one that is not.
     command = ["buildah", "build", "--isolation=chroot", "--layers", "--force-rm", "--pull=false", "--format=oci"]
     if tag:
@@ -63,6 +71,8 @@ def build_command(
         command.append(f"--file={dockerfile}")
     if platform:
         command.append(f"--platform={platform}")
+    if certificates:
+        command.append(f"--volume={certificates}:{_BUNDLE}:ro")
     command += [f"--build-arg={key}={value}" for key, value in buildargs.items()]
     command += [f"--label={key}={value}" for key, value in labels.items()]
     return [*command, path]

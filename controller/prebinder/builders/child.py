@@ -47,6 +47,8 @@ class ChildOrder(BaseModel):
     auth_file: Path | None
     tls_verify: bool
     all_providers: bool
+    certificates: Path | None = None
+    """A bundle of certificate authorities that build steps trust (buildah)."""
     checkout: Path
 
 

@@ -130,6 +130,7 @@ def application(order: ChildOrder) -> Repo2Docker:
     config.PodmanEngine.memory = order.memory_limit
     config.PodmanEngine.auth_file = str(order.auth_file or "")
     config.PodmanEngine.tls_verify = order.tls_verify
+    config.BuildahEngine.certificates = str(order.certificates or "")
     if order.engine == "docker" and not order.push:
         config.DockerEngine.extra_buildx_build_args = ["--load"]
     app = _Build(config=config)

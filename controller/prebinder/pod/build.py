@@ -23,7 +23,7 @@ from prebinder.builders.kubernetes import wire
 from prebinder.builders.kubernetes.wire import PodOrder
 from prebinder.builders.lines import run
 from prebinder.pod.fetch import BASE
-from prebinder.pod.layout import REF_NAME, BadLayout, Layout, blob_file, diff_ids_of, parts_of
+from prebinder.pod.layout import REF_NAME, BadLayout, blob_file, diff_ids_of, parts_of
 from prebinder.pod.say import say
 
 FINAL = "final"
@@ -86,7 +86,6 @@ def restore(order: PodOrder, fetched: Path) -> frozenset[str]:
     if not (fetched / "index.json").exists():
         return frozenset()
     known: set[str] = set()
-    layout = Layout(fetched)
     for entry in json.loads((fetched / "index.json").read_text())["manifests"]:
         name = entry["annotations"][REF_NAME]
         pulled = subprocess.run(
@@ -104,7 +103,7 @@ def restore(order: PodOrder, fetched: Path) -> frozenset[str]:
             subprocess.run(["buildah", "tag", image, order.base_image], check=True, timeout=_CALL_SECONDS)
         manifest = blob_file(fetched, entry["digest"]).read_bytes()
         known.update(parts_of(manifest, lambda digest: blob_file(fetched, digest).read_bytes()).diff_ids)
-    return frozenset(known) if layout else frozenset()
+    return frozenset(known)
 
 
 def build(order: PodOrder, work: Path) -> int:
@@ -122,6 +121,7 @@ def build(order: PodOrder, work: Path) -> int:
         auth_file=None,
         tls_verify=not order.insecure,
         all_providers=order.all_providers,
+        certificates=bundle if (bundle := Path(wire.CERTIFICATES) / "ca-certificates.crt").exists() else None,
         checkout=work / "checkout",
     )
     (work / "order.json").write_text(child.model_dump_json())
