@@ -133,6 +133,8 @@ class Controller(Placed):
     """1, or with `lease` and PostgreSQL more: one is active, the others stand by."""
     lease: bool
     """Whether controllers agree by a Lease on who is active."""
+    ipFamily: Literal["IPv4", "IPv6"]
+    """With `lease`: the family of pods' addresses."""
     persistence: Persistence
     """The volume of ledger and logs."""
 
