@@ -9,3 +9,7 @@ __all__ = ["git_server"]
 # Machines are shared and slow at times: a property is about the result, never about the time of one example.
 settings.register_profile("prebinder", deadline=None)
 settings.load_profile("prebinder")
+
+# A suite that was started in the background inherits an ignored SIGINT, and so would every process that a test starts
+# and ends as Ctrl-C does. With a handler of ours, those begin with the default.
+signal.signal(signal.SIGINT, signal.default_int_handler)
