@@ -1,5 +1,7 @@
 """Fixtures that every test may ask for. They live in tests/support; importing one here makes it known to pytest."""
 
+import signal
+
 from hypothesis import settings
 
 from tests.support.git_server import git_server
