@@ -221,6 +221,19 @@ class Ledger:
         async with self._reading() as connection:
             return int((await connection.execute(select(func.count()).select_from(launches))).scalar_one())
 
+    async def clicked_since(self, at: datetime, limit: int = 1000) -> dict[tuple[str, str], datetime]:
+        """Repository and ref of the links that were clicked since then, and when last; the newest first."""
+        last = func.max(launches.c.at).label("last")
+        statement = (
+            select(launches.c.repository, launches.c.ref, last)
+            .where(launches.c.at >= at)
+            .group_by(launches.c.repository, launches.c.ref)
+            .order_by(last.desc())
+            .limit(limit)
+        )
+        async with self._reading() as connection:
+            return {(row.repository, row.ref): row.last for row in await connection.execute(statement)}
+
     async def first_delivery(self, provider: str, delivery: str, at: datetime) -> bool:
         """Note a webhook's delivery; False when it was noted before."""
         async with self._writing() as connection:

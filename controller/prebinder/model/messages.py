@@ -74,6 +74,25 @@ class Health(_Body):
     checks: tuple[HealthCheck, ...] = ()
 
 
+class PrepullNode(_Body):
+    """A node of people's servers, and how many of the wanted images it holds."""
+
+    name: str
+    held: int
+
+
+class PrepullStatus(_Body):
+    """Images that wait on the nodes for their click (Kubernetes)."""
+
+    enabled: bool
+    wanted: int = 0
+    """Images that should be on every node, as far as its budget goes."""
+    nodes: tuple[PrepullNode, ...] = ()
+    pulling: str | None = None
+    """What comes onto which node now."""
+    problem: str | None = None
+
+
 class ControllerStatus(_Body):
     """`GET /api/status`."""
 
@@ -86,3 +105,4 @@ class ControllerStatus(_Body):
     running: tuple[BuildRecord, ...]
     repositories: tuple[HostStatus, ...]
     health: Health
+    prepull: PrepullStatus | None = None

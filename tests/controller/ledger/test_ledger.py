@@ -161,6 +161,20 @@ async def test_launches_are_kept(ledger: Ledger) -> None:
     assert await ledger.launch_count() == 2
 
 
+async def test_what_was_clicked_lately_is_told_once_with_its_latest_time(ledger: Ledger) -> None:
+    def launch(ref: str, minutes: int) -> LaunchRecord:
+        return LaunchRecord(
+            at=NOW - timedelta(minutes=minutes), provider="gh", repository="gh/a/b", ref=ref, revision=None,
+            image=None, ok=True, seconds=1.5,
+        )  # fmt: skip
+
+    await ledger.record_launches([launch("main", 30), launch("main", 5), launch("dev", 2), launch("old", 120)])
+    assert await ledger.clicked_since(NOW - timedelta(hours=1)) == {
+        ("gh/a/b", "dev"): NOW - timedelta(minutes=2),
+        ("gh/a/b", "main"): NOW - timedelta(minutes=5),
+    }
+
+
 async def test_many_writers_and_readers_at_once_do_not_get_in_each_others_way(ledger: Ledger) -> None:
     async def one(number: int) -> None:
         await ledger.put_build(entry(f"b{number}", number))
