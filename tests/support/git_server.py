@@ -162,6 +162,8 @@ class GitServer:
         work = self.work / name
         git("init", "--quiet", "--initial-branch=main", work)
         git("remote", "add", "origin", url, cwd=work)
+        if not url.startswith("http://127.0.0.1"):
+            git("remote", "set-url", "--push", "origin", path, cwd=work)  # it takes pushes from this machine alone
         repository = GitRepository(name, url, path, work)
         repository.push(files, message)
         return repository

@@ -63,7 +63,9 @@ class PodmanEngine(ContainerEngine):  # type: ignore[misc]  # repo2docker has no
             if fileobj is not None:
                 path = stack.enter_context(tempfile.TemporaryDirectory(prefix="context-"))
                 with tarfile.open(fileobj=fileobj) as context:
-                    context.extractall(path, filter="tar")
+                    # Python before 3.11.4 (Debian 12 has 3.11.2) knows no filters; repo2docker made the archive.
+                    context.extraction_filter = getattr(tarfile, "tar_filter", None)
+                    context.extractall(path)  # noqa: S202
             command = self.build_command(
                 tag=tag,
                 path=path,
