@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 from pathlib import Path
+from typing import Any
 
 import httpx
 import structlog
@@ -17,7 +18,7 @@ from prebinder.config import LiveConfiguration, load
 from prebinder.config.models import SecretRef
 from prebinder.config.state import StateFolder
 from prebinder.hosts.table import create_hosts
-from prebinder.model.failure import ConfigurationError
+from prebinder.model.failure import ConfigurationError, EngineError
 from prebinder.onemachine.base_image import pip_base_image
 from prebinder.onemachine.engine import start_engine
 from prebinder.onemachine.exclusive import exclusive
@@ -37,18 +38,38 @@ async def run_controller(path: Path, state_root: Path) -> int:
     if token is None and configuration.controller.address not in ("127.0.0.1", "::1", "localhost"):
         raise ConfigurationError("controller.token is needed, because controller.address is more than this machine.")
     listener = compose.listen(configuration.controller.address, configuration.controller.port, "controller.port")
+    stopped = asyncio.ensure_future(until_signal())
     async with contextlib.AsyncExitStack() as parts:
         parts.callback(listener.close)
+        parts.callback(stopped.cancel)
+        standby, lost = None, None
+        if configuration.controller.lease:
+            from prebinder.cli.on_kubernetes import lead
+            from prebinder.leader import Standby
+
+            standby = Standby()
+            await parts.enter_async_context(compose.served(standby, sockets=[listener]))
+            lost = await lead(parts, configuration.controller.lease, listener.getsockname()[1], stopped)
+            if lost is None:
+                return 0
+            live.reload()
         parts.enter_context(exclusive(state))
         images, builder = await _what_builds(live, state, parts)
         hosts = create_hosts(configuration.hosts, state.git_cache)
         running = await parts.enter_async_context(
             compose.started_controller(live, state, builder=builder, images=images, hosts=hosts, token=token)
         )
-        await parts.enter_async_context(compose.served(running.guarded, sockets=[listener]))
+        if configuration.builder.kind == "kubernetes":
+            from prebinder.cli.on_kubernetes import prepulling
+
+            await parts.enter_async_context(prepulling(live, running.controller))
+        if standby:
+            standby.app = running.guarded
+        else:
+            await parts.enter_async_context(compose.served(running.guarded, sockets=[listener]))
         await parts.enter_async_context(compose.served(running.api, uds=state.controller_socket))
         log.info("controller.ready", address=configuration.controller.address, port=listener.getsockname()[1])
-        await until_signal()
+        await until_over(stopped, lost)
     return 0
 
 
@@ -114,6 +135,21 @@ async def run_endpoint(path: Path, state_root: Path) -> int:
         log.info("endpoint.ready", url=settings.public_url)
         await until_signal()
     return 0
+
+
+async def until_over(stopped: asyncio.Future[None], lost: asyncio.Event | None) -> None:
+    """Return when `stopped` is done. Raises EngineError when the Lease is lost before."""
+    if lost is None:
+        await stopped
+        return
+    losing = asyncio.ensure_future(lost.wait())
+    first: list[asyncio.Future[Any]] = [losing, stopped]
+    await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+    if not stopped.done():
+        raise EngineError(
+            "The Lease is lost: another controller may be active. This one ends, to stand by when it is started again."
+        )
+    losing.cancel()
 
 
 async def until_signal() -> None:

@@ -25,7 +25,15 @@ from prebinder.model.events import BuildEvent, BuildRecord, BuildState
 from prebinder.model.failure import HostUnavailable, PrebinderError, RegistryError, WebhookRejected
 from prebinder.model.images import ImageName, image_name
 from prebinder.model.links import launch_path
-from prebinder.model.messages import BuildReply, BuildRequest, ControllerStatus, Health, HostStatus, LaunchRecord
+from prebinder.model.messages import (
+    BuildReply,
+    BuildRequest,
+    ControllerStatus,
+    Health,
+    HostStatus,
+    LaunchRecord,
+    PrepullStatus,
+)
 from prebinder.model.policy import Ref
 from prebinder.model.spec import Provider, Spec, is_revision, parse_spec
 from prebinder.reconcile.builds import Builds, Wanted
@@ -84,6 +92,8 @@ class Controller:
         self._tasks: set[asyncio.Task[None]] = set()
         self._prefix = configuration.current.registry.image_prefix
         self._started_at = clock()
+        self.prepull_status: Callable[[], PrepullStatus] | None = None
+        """What pulls images ahead says of itself, for the status."""
         self._reported: dict[str, tuple[str, CommitState]] = {}
         self.metrics = Metrics()
         self._builds = Builds(
@@ -249,6 +259,10 @@ class Controller:
             raise BuildNotFound(f"There is no build {beginning[:40]!r}, or there are several that begin so.")
         return next((e.record for e in self._builds.active() if e.record.id == record.id), record)
 
+    async def clicked_since(self, at: datetime) -> dict[tuple[str, str], datetime]:
+        """Repository and ref of the links that were clicked since then, and when last."""
+        return await self._ledger.clicked_since(at)
+
     async def builds(
         self, repository: str | None = None, state: BuildState | None = None, limit: int = 50
     ) -> list[BuildRecord]:
@@ -283,6 +297,7 @@ class Controller:
                 for view in self._views.values()
             ),
             health=await self.health(),
+            prepull=self.prepull_status() if self.prepull_status else None,
         )
 
     async def health(self) -> Health:
