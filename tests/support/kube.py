@@ -34,7 +34,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import pytest
 
@@ -167,7 +167,7 @@ def _cluster(environment: Mapping[str, str], load_command: tuple[str, ...]) -> C
     reached = Cluster(
         kubeconfig=Path(environment["KUBECONFIG"].split(os.pathsep)[0]),
         registry=environment.get("KUBE_REGISTRY") or None,
-        environment=environment,
+        environment=dict(environment),
         load_command=load_command,
     )
     reached.kubectl("version", "--request-timeout=20s")
@@ -210,7 +210,7 @@ def _words(name: str) -> tuple[str, ...]:
     return tuple(shlex.split(os.environ.get(name, "")))
 
 
-def _absent(why: str) -> Any:
+def _absent(why: str) -> NoReturn:
     if os.environ.get("PREBINDER_TEST_EVERYTHING") == "1":
         pytest.fail(f"{why} (PREBINDER_TEST_EVERYTHING=1)")
     pytest.skip(why)

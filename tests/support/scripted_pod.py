@@ -67,15 +67,19 @@ eval "$(field clone_url | sed 's#.*/##; s#_#/#g' | base64 -d)"
 _numbers = itertools.count(1)
 
 
+def clone_url(script: str) -> str:
+    """What makes a pod of the scripted image run this."""
+    return "https://script.invalid/" + base64.b64encode(script.encode()).decode().replace("/", "_")
+
+
 def scripted_order(script: str, revision: str | None = None, **more: Any) -> BuildOrder:
     """An order whose pod runs the script. Each has another revision, unless told."""
     number = next(_numbers)
     revision = revision or hashlib.sha1(f"{script}{number}".encode(), usedforsecurity=False).hexdigest()
-    encoded = base64.b64encode(script.encode()).decode().replace("/", "_")
     fields: dict[str, Any] = {
         "id": f"{number:012x}",
         "repository": git_url("https://git.example.org/course.git"),
-        "clone_url": f"https://script.invalid/{encoded}",
+        "clone_url": clone_url(script),
         "revision": revision,
         "ref": "main",
         "image": ImageName("registry.invalid/binder/course-5f3a1b", revision),

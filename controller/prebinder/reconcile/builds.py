@@ -301,16 +301,17 @@ class Builds:
         if build_id not in self._resumed:
             started = {"state": BuildState.RUNNING, "started_at": now, "next_attempt_at": None}
             entry = await self._put(entry, started)
+        began = entry.record.started_at or now
         result = await self._attempt(entry)
         entry, ending = self._active[build_id], self._endings.pop(build_id, None)
         if isinstance(result, tuple):
-            self._measure(now, "success")
+            self._measure(began, "success")
             image, words = result
             await self._succeed(entry, image, words)
         elif ending is not None:
             await self._cut_short(entry, ending)
         elif result is not None:
-            self._measure(now, "failure")
+            self._measure(began, "failure")
             await self._fail(entry, result)
 
     async def _attempt(self, entry: BuildEntry) -> tuple[str, str] | Failure | None:
@@ -320,13 +321,15 @@ class Builds:
             return None
         try:
             said_before = self._resumed.pop(build_id, None)
-            resumed, number = said_before is not None, entry.record.attempt
+            number = entry.record.attempt
+            # One that has said nothing may never have got as far as the builder: begun anew, it meets what is there.
+            order = replace(self._order_of(entry.record), attempt=number, resumed=bool(said_before))
             work = attempt(
-                replace(self._order_of(entry.record), attempt=number, resumed=resumed),
+                order,
                 self._builder,
                 self._images,
                 self._journals[build_id],
-                look_first=number > 1 and not resumed,
+                look_first=number > 1 and said_before is None,
                 said_before=said_before or 0,
             )
             task = self._attempts[build_id] = asyncio.create_task(work, name=f"attempt at build {build_id}")

@@ -7,128 +7,32 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, replace
+from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from prebinder.builders.base import BuildOrder, Progress
+from prebinder.builders.base import Progress
 from prebinder.builders.kubernetes.builder import KubernetesBuilder
-from prebinder.builders.kubernetes.names import job_name
 from prebinder.config.models import Configuration
 from prebinder.model.events import Phase
-from prebinder.model.failure import BuildFailed, EngineError, FailureKind, RegistryError
-from prebinder.model.images import ImageName
-from tests.support.kube import Cluster, cluster, namespace  # noqa: F401
-from tests.support.scripted_pod import DIGEST, scripted_image, scripted_order  # noqa: F401
+from prebinder.model.failure import EngineError, FailureKind, RegistryError
+from tests.support.cluster_builds import (
+    GOOD,
+    LOG,
+    Site,
+    failure,
+    name_of,
+    on_build,
+    run,
+    text,
+    waiting,
+)
+from tests.support.scripted_pod import scripted_order
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(180)]
-
-GOOD = f"""
-case $ROLE in
-    build) log fetching Cloning; log building "Step 1"; log building "Step 2";;
-    push) log pushing Pushing; pushed {DIGEST};;
-esac
-"""
-LOG = "Cloning\nStep 1\nStep 2\nPushing\n"
-
-
-def on_build(script: str) -> str:
-    return f"case $ROLE in build) {script};; push) pushed {DIGEST};; esac"
-
-
-@dataclass
-class Site:
-    """A cluster's namespace in which builders build."""
-
-    cluster: Cluster
-    namespace: str
-    image: str
-    shown: str | Exception | None = DIGEST
-    """What the registry shows for every image."""
-
-    async def digest_of(self, image: ImageName) -> str | None:
-        if isinstance(self.shown, Exception):
-            raise self.shown
-        return self.shown
-
-    @asynccontextmanager
-    async def builder(self, patience: float = 60, **kubernetes: Any) -> AsyncIterator[KubernetesBuilder]:
-        settings = {
-            "namespace": self.namespace,
-            "image": self.image,
-            "cpu_request": 0.01,
-            "memory_request": "16MB",
-            "layer_cache": False,
-            **kubernetes,
-        }
-        configuration = Configuration.model_validate(
-            {"builder": {"kind": "kubernetes", "kubernetes": settings}, "registry": {"prefix": "registry.invalid/b-"}}
-        )
-        builder = KubernetesBuilder(lambda: configuration, self.digest_of, patience=patience)
-        try:
-            await builder.adopt()
-            yield builder
-        finally:
-            await builder.aclose()
-
-    async def kubectl(self, *arguments: str) -> str:
-        return await asyncio.to_thread(self.cluster.kubectl, "-n", self.namespace, *arguments)
-
-    async def jobs(self) -> list[dict[str, Any]]:
-        return await asyncio.to_thread(self.cluster.get, "jobs", self.namespace)
-
-    async def pods_of(self, order: BuildOrder) -> list[dict[str, Any]]:
-        return await asyncio.to_thread(
-            self.cluster.get, "pods", self.namespace, f"batch.kubernetes.io/job-name={name_of(order)}"
-        )
-
-    async def until(self, look: Callable[[], Any], seconds: float = 30) -> Any:
-        end = asyncio.get_running_loop().time() + seconds
-        while not (found := await look()):
-            assert asyncio.get_running_loop().time() < end, "it did not come in time"
-            await asyncio.sleep(0.1)
-        return found
-
-
-@pytest.fixture
-def site(cluster: Cluster, namespace: str, scripted_image: str, monkeypatch: pytest.MonkeyPatch) -> Site:  # noqa: F811
-    monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
-    return Site(cluster, namespace, scripted_image)
-
-
-def name_of(order: BuildOrder) -> str:
-    return job_name("prebinder", order.image)
-
-
-async def run(builder: KubernetesBuilder, order: BuildOrder) -> list[Progress]:
-    """Everything that a build says, waiting apart."""
-    return [p async for p in builder.build(order) if p.phase is not Phase.WAITING]
-
-
-def text(said: list[Progress]) -> str:
-    return "".join(p.message for p in said)
-
-
-async def waiting(builder: KubernetesBuilder, order: BuildOrder) -> tuple[str, BuildFailed]:
-    """What a build that fails said while it waited, and its failure."""
-    said = ""
-    try:
-        async for progress in builder.build(order):
-            assert progress.phase is Phase.WAITING
-            said += progress.message
-    except BuildFailed as failed:
-        return said, failed
-    raise AssertionError("the build did not fail")
-
-
-async def failure(builder: KubernetesBuilder, order: BuildOrder) -> BuildFailed:
-    with pytest.raises(BuildFailed) as caught:
-        await run(builder, order)
-    return caught.value
 
 
 async def test_a_build_is_one_job_and_its_log_comes_from_the_first_line_with_its_phases(site: Site) -> None:
