@@ -49,7 +49,7 @@ def main(order: PodOrder) -> int:
     return 0
 
 
-async def fetch(order: PodOrder, folder: Path) -> None:
+async def fetch(order: PodOrder, folder: Path, credentials: Path = Path(wire.CREDENTIALS)) -> None:
     """Fill the layout in `folder`: the base image as `base`, the steps of the cache as `0`, `1`, …
 
     Raises RegistryError.
@@ -57,7 +57,7 @@ async def fetch(order: PodOrder, folder: Path) -> None:
     (folder / "blobs" / "sha256").mkdir(parents=True, exist_ok=True)
     entries: dict[str, Descriptor] = {}
     name, found = "", None
-    async with open_registry(order) as registry:
+    async with open_registry(order, credentials) as registry:
         if order.our_base:
             name, reference = split(order.our_base)
             found = await base_manifest(registry, name, reference)

@@ -71,12 +71,12 @@ def main(order: PodOrder) -> int:
     return 0
 
 
-async def push(order: PodOrder, folder: Path) -> str:
+async def push(order: PodOrder, folder: Path, credentials: Path = Path(wire.CREDENTIALS)) -> str:
     """Push the image in `folder`; its digest. Raises BadLayout or RegistryError."""
     layout = Layout(folder / LAYOUT)
     parts = layout.image(FINAL)
     say("pushing", f"Pushing {order.image}")
-    async with open_registry(order) as registry:
+    async with open_registry(order, credentials) as registry:
         known = await _known(registry, order)
         at_once = asyncio.Semaphore(_AT_ONCE)
 
@@ -143,7 +143,10 @@ async def _layer(
     if not await registry.has_blob(order.image_name, real.digest) and not await registry.mount(
         order.image_name, real.digest, there.name
     ):
-        await _copy(registry, there.name, order.image_name, real)
+        raise RegistryError(
+            f"The registry {order.registry} does not let {order.image_name} use the layers of {there.name}. "
+            "Set builder.base_image to an image that may be mounted from."
+        )
     return real
 
 
@@ -181,13 +184,6 @@ async def _content(layout: Layout, digest: str) -> AsyncIterator[bytes]:
         file = stack.enter_context(layout.open_blob(digest))
         while chunk := await asyncio.to_thread(file.read, 2**20):
             yield chunk
-
-
-async def _copy(registry: BlobRegistry, source: str, name: str, layer: Descriptor) -> None:
-    """For registries that do not mount: through this container's memory-backed temporary folder, if it fits."""
-    raise RegistryError(
-        f"The registry does not let {name} use the layers of {source}. Put the base image where it may be mounted from."
-    )
 
 
 async def _image(

@@ -6,13 +6,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from prebinder.builders.kubernetes.wire import CREDENTIALS, PodOrder
+from prebinder.builders.kubernetes.wire import PodOrder
 from prebinder.config.models import RegistryConfig
 from prebinder.registry.blobs import BlobRegistry
 
 
 @asynccontextmanager
-async def open_registry(order: PodOrder, credentials: Path = Path(CREDENTIALS)) -> AsyncIterator[BlobRegistry]:
+async def open_registry(order: PodOrder, credentials: Path) -> AsyncIterator[BlobRegistry]:
     """The registry of the order's image, closed at the end."""
     config = RegistryConfig(
         prefix=f"{order.registry}/",

@@ -242,7 +242,11 @@ class OCIRegistry:
             }
             return await self._client.post(realm, data={**form, **wanted})
         headers = {"Authorization": _basic(credentials)} if credentials else {}
-        return await self._client.get(realm, params=wanted, headers=headers)
+        # One parameter for each scope, as the specification has it for GET.
+        query = [
+            (key, value) for key, text in wanted.items() for value in (text.split(" ") if key == "scope" else [text])
+        ]
+        return await self._client.get(realm, params=query, headers=headers)
 
     def _check(self, answer: httpx.Response, what: str) -> None:
         """Raise RegistryError for what is not success."""
