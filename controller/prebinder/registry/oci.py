@@ -243,9 +243,9 @@ class OCIRegistry:
             return await self._client.post(realm, data={**form, **wanted})
         headers = {"Authorization": _basic(credentials)} if credentials else {}
         # One parameter for each scope, as the specification has it for GET.
-        query = [
-            (key, value) for key, text in wanted.items() for value in (text.split(" ") if key == "scope" else [text])
-        ]
+        query: dict[str, str | list[str]] = {**wanted}
+        if "scope" in wanted:
+            query["scope"] = wanted["scope"].split(" ")
         return await self._client.get(realm, params=query, headers=headers)
 
     def _check(self, answer: httpx.Response, what: str) -> None:
