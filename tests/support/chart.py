@@ -172,9 +172,17 @@ class Installed:
 
     def controller_status(self) -> dict[str, Any]:
         """What `prebinder status` says in the controller's pod."""
-        command = ["exec", f"deployment/{NAME}-controller", "--", "python3", "-m", "prebinder", "status", "--json"]
-        said = self.kubectl(*command, "--state", "/var/lib/prebinder", check=False)
+        said = self.prebinder("status", "--json")
         return json.loads(said) if said.strip() else {}
+
+    def build_log(self, build: str) -> str:
+        """The log of a build, as the controller keeps it."""
+        return self.prebinder("logs", build)
+
+    def prebinder(self, *arguments: str) -> str:
+        """A command in the controller's pod; what it prints."""
+        command = ["exec", f"deployment/{NAME}-controller", "--", "python3", "-m", "prebinder", *arguments]
+        return self.kubectl(*command, "--state", "/var/lib/prebinder", check=False)
 
     def upgrade(self, changes: dict[str, Any]) -> None:
         """`helm upgrade` with further values; waits until all is ready."""

@@ -3,6 +3,8 @@
     def test_it(images: Images) -> None:
         images.prebinder, images.hub, images.server     # `registry/name@sha256:…`
 
+`builder_images` has those that builds need.
+
 `server` stands for an image that a build made: it has Jupyter Server, and nothing else.
 """
 
@@ -40,28 +42,61 @@ class Images:
     server: str
 
 
+@dataclass(frozen=True)
+class BuilderImages:
+    """What builds run in, and on."""
+
+    registry: str
+    """host:port."""
+    builder: str
+    base: str
+
+
+@dataclass(frozen=True)
+class BuildImages:
+    """What builds on the cluster need: the builder, and the base image of what it makes."""
+
+    builder: str
+    base: str
+
+
 @pytest.fixture(scope="session")
 def images(cluster: Cluster) -> Images:
     """The images, by digest. The first time takes minutes, later on seconds where layers are cached."""
+    registry = _registry(cluster)
+    server = str(ROOT / "tests/charts/server")
+    return Images(registry, **_built(registry, {"prebinder": "prebinder", "hub": "hub", "server": server}))
+
+
+@pytest.fixture(scope="session")
+def build_images(cluster: Cluster) -> BuildImages:
+    """The same for builds."""
+    return BuildImages(**_built(_registry(cluster), {"builder": "builder", "base": "base"}))
+
+
+def _registry(cluster: Cluster) -> str:
     if cluster.registry is None:
         reason = "KUBE_REGISTRY names no registry that nodes, pods and this machine reach"
         if os.environ.get("PREBINDER_TEST_EVERYTHING") == "1":
             pytest.fail(reason)
         pytest.skip(reason)
+    return cluster.registry
+
+
+def _built(registry: str, sources: dict[str, str]) -> dict[str, str]:
+    """Build and push what the registry does not have; name to reference by digest."""
     folder = platformdirs.user_cache_path("prebinder") / "images"
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "tests.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        names = {"prebinder": "prebinder", "hub": "hub", "server": str(ROOT / "tests/charts/server")}
         tag = _key()
-        missing = [source for name, source in names.items() if not digest(cluster.registry, f"{_PATH}/{name}", tag)]
+        missing = [source for name, source in sources.items() if not digest(registry, f"{_PATH}/{name}", tag)]
         if missing:
             command = [sys.executable, str(ROOT / "images/build.py"), *missing, "--tag", tag, "--insecure"]
-            command += ["--push", f"{cluster.registry}/{_PATH}/", "--storage", str(folder)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
+            command += ["--push", f"{registry}/{_PATH}/", "--storage", str(folder)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1200)
             assert done.returncode == 0, done.stderr[-3000:]
-    by_digest = {n: f"{cluster.registry}/{_PATH}/{n}@{digest(cluster.registry, f'{_PATH}/{n}', tag)}" for n in names}
-    return Images(cluster.registry, **by_digest)
+    return {name: f"{registry}/{_PATH}/{name}@{digest(registry, f'{_PATH}/{name}', tag)}" for name in sources}
 
 
 def digest(registry: str, name: str, tag: str) -> str | None:
