@@ -164,6 +164,7 @@ class Watch:
 
     async def _watch(self, kind: tuple[str, str], version: str) -> str:
         """Until the server ends it; the resource version to go on from."""
+        begun = asyncio.get_running_loop().time()
         seconds = random.randint(*_WATCH_SECONDS)  # noqa: S311
         stream = self._api.watch(kind, self._selector, version, seconds=seconds, idle=_IDLE_SECONDS)
         async with contextlib.aclosing(stream):
@@ -174,6 +175,8 @@ class Watch:
                     self._remove(kind, _job_of(kind, item), item["metadata"]["name"])
                 elif type_ != "BOOKMARK":
                     self._put(kind, item)
+        if asyncio.get_running_loop().time() - begun < _PAUSE:
+            await asyncio.sleep(_PAUSE)  # a server that ends every watch at once is not asked without end
         return version
 
     def _heard(self, kind: tuple[str, str]) -> None:
