@@ -252,3 +252,21 @@ def test_the_module_in_the_umbrella_runs_as_the_hub_would_run_it(tmp_path: Path)
         capture_output=True, text=True, env={"PYTHONPATH": str(tmp_path)}, cwd=tmp_path, check=False,
     )  # fmt: skip
     assert done.stdout.strip() == "PrebinderKubeSpawner", done.stderr
+
+
+def test_the_umbrella_wires_prebinder_to_its_hub(tmp_path: Path) -> None:
+    """JupyterHub's chart is not of this repository: an empty one of its name stands where `helm dependency` puts it."""
+    chart = tmp_path / "prebinder-hub"
+    shutil.copytree(UMBRELLA, chart)
+    shutil.copytree(CHART, chart / "charts" / "prebinder")
+    (chart / "charts" / "jupyterhub").mkdir()
+    (chart / "charts" / "jupyterhub" / "Chart.yaml").write_text("apiVersion: v2\nname: jupyterhub\nversion: 4.0.0\n")
+    own = {"config": LEAST["config"], "hub": {"publicUrl": "https://hub.example.org"}}
+    done = helm("template", "pb", str(chart), "--namespace", "ns", values={"prebinder": own})
+    assert done.returncode == 0, done.stderr
+    objects = [o for o in yaml.safe_load_all(done.stdout) if o]
+    hub = configuration(objects)["hub"]
+    assert hub["url"] == "http://proxy-public"
+    assert hub["token"] == {"file": "/etc/prebinder/secrets/hub/hub.services.prebinder.apiToken"}
+    volumes = one(objects, "Deployment", "pb-prebinder-endpoint")["spec"]["template"]["spec"]["volumes"]
+    assert next(v for v in volumes if v["name"] == "secret-hub")["secret"]["secretName"] == "hub"
