@@ -3,8 +3,6 @@
     def test_it(images: Images) -> None:
         images.prebinder, images.hub, images.server     # `registry/name@sha256:…`
 
-`builder_images` has those that builds need.
-
 `server` stands for an image that a build made: it has Jupyter Server, and nothing else.
 """
 
@@ -28,7 +26,7 @@ from tests.support.kube import Cluster
 ROOT = Path(__file__).resolve().parents[2]
 _PATH = "prebinder-tests"
 _MANIFEST = "application/vnd.oci.image.manifest.v1+json"
-_SOURCES = ("controller", "launcher-site", "images", "tests/charts/server", "pyproject.toml")
+_SOURCES = ("controller", "launcher-site", "images", "tests/charts/server", "tests/charts/postgresql", "pyproject.toml")
 
 
 @dataclass(frozen=True)
@@ -40,16 +38,6 @@ class Images:
     prebinder: str
     hub: str
     server: str
-
-
-@dataclass(frozen=True)
-class BuilderImages:
-    """What builds run in, and on."""
-
-    registry: str
-    """host:port."""
-    builder: str
-    base: str
 
 
 @dataclass(frozen=True)
@@ -72,6 +60,12 @@ def images(cluster: Cluster) -> Images:
 def build_images(cluster: Cluster) -> BuildImages:
     """The same for builds."""
     return BuildImages(**_built(_registry(cluster), {"builder": "builder", "base": "base"}))
+
+
+@pytest.fixture(scope="session")
+def postgresql_image(cluster: Cluster) -> str:
+    """A PostgreSQL that runs as anybody."""
+    return _built(_registry(cluster), {"postgresql": str(ROOT / "tests/charts/postgresql")})["postgresql"]
 
 
 def _registry(cluster: Cluster) -> str:
@@ -120,6 +114,16 @@ def copy(registry: str, image: str, name: str, tag: str) -> str:
         headers = {"content-type": manifest.headers["content-type"]}
         put = http.put(f"{name}/manifests/{tag}", content=manifest.content, headers=headers).raise_for_status()
         return str(put.headers["docker-content-digest"])
+
+
+def forget(registry: str, prefix: str) -> None:
+    """Delete the images whose name begins so, as far as the registry lets us."""
+    with httpx.Client(base_url=f"http://{registry}/v2/", timeout=60, headers={"accept": _MANIFEST}) as http:
+        for name in http.get("_catalog", params={"n": 10000}).json()["repositories"]:
+            if name.startswith(prefix):
+                for tag in http.get(f"{name}/tags/list").json().get("tags") or ():
+                    if at := digest(registry, name, tag):
+                        http.delete(f"{name}/manifests/{at}")
 
 
 def _key() -> str:

@@ -27,6 +27,7 @@ import re
 import secrets
 import shlex
 import shutil
+import socket
 import subprocess
 import tarfile
 import tempfile
@@ -35,6 +36,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -56,6 +58,15 @@ class Cluster:
     environment: Mapping[str, str]
     """For `kubectl` and `helm`."""
     load_command: tuple[str, ...] = ()
+
+    @property
+    def this_machine(self) -> str:
+        """The address at which pods reach this machine: the one from which this machine reaches the cluster."""
+        target = self.registry or self.kubectl("config", "view", "-o", "jsonpath={.clusters[0].cluster.server}")
+        host = urlsplit(target if "//" in target else f"//{target}").hostname
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
+            way.connect((host, 9))  # nothing is sent
+            return str(way.getsockname()[0])
 
     def tool(self, name: str) -> str:
         """Path of `kubectl`, `helm`, …; the test is skipped when there is none."""

@@ -68,7 +68,10 @@ class Registry:
 
 @contextlib.contextmanager
 def running_registry(
-    folder: Path, auth: Mapping[str, Any] | None = None, headers: Mapping[str, str] | None = None
+    folder: Path,
+    auth: Mapping[str, Any] | None = None,
+    headers: Mapping[str, str] | None = None,
+    address: str = "127.0.0.1",
 ) -> Iterator[Registry]:
     """A registry that keeps everything below `folder`; `auth` is that section of its configuration."""
     program = shutil.which("docker-registry")
@@ -80,7 +83,7 @@ def running_registry(
         "version": "0.1",
         "log": {"level": "info", "formatter": "json"},
         "storage": {"filesystem": {"rootdirectory": str(folder / "registry")}, "delete": {"enabled": True}},
-        "http": {"addr": "127.0.0.1:0"},
+        "http": {"addr": f"{address}:0"},
         **({"auth": auth} if auth else {}),
     }
     file = folder / "registry.yml"
@@ -93,7 +96,7 @@ def running_registry(
     def read() -> None:
         assert process.stderr is not None
         for line in process.stderr:
-            if not address and (found := re.search(r"listening on (127\.0\.0\.1:\d+)", line)):
+            if not address and (found := re.search(rf"listening on ({re.escape(address)}:\d+)", line)):
                 address.append(found[1])
                 listening.set()
         listening.set()

@@ -22,7 +22,7 @@ from prebinder.builders.child import ChildFailure, ChildOrder, Step
 from prebinder.builders.kubernetes import wire
 from prebinder.builders.kubernetes.wire import PodOrder
 from prebinder.builders.lines import run
-from prebinder.pod.fetch import BASE
+from prebinder.pod.fetch import BASE, split
 from prebinder.pod.layout import REF_NAME, BadLayout, blob_file, diff_ids_of, parts_of
 from prebinder.pod.say import say
 
@@ -104,7 +104,9 @@ def restore(order: PodOrder, fetched: Path) -> frozenset[str]:
             continue
         if name == BASE and order.base_image:
             image = pulled.stdout.split()[-1]
-            subprocess.run(["buildah", "tag", image, order.base_image], check=True, timeout=_CALL_SECONDS)
+            # A digest is no tag; buildah finds it by the image's own.
+            tag = split(order.base_image)[0] if "@" in order.base_image else order.base_image
+            subprocess.run(["buildah", "tag", image, tag], check=True, timeout=_CALL_SECONDS)
         manifest = blob_file(fetched, entry["digest"]).read_bytes()
         known.update(parts_of(manifest, lambda digest: blob_file(fetched, digest).read_bytes()).diff_ids)
     return frozenset(known)
