@@ -1,4 +1,5 @@
-"""The ledger on a real SQLite file: what goes in comes out, older databases are brought up to date, newer refused."""
+"""The ledger on a real SQLite file and a real PostgreSQL: what goes in comes out, older databases are brought up to
+date, newer refused."""
 
 from __future__ import annotations
 
@@ -23,14 +24,21 @@ from prebinder.model.catalogue import RefKind
 from prebinder.model.events import BuildRecord, BuildState, Priority
 from prebinder.model.failure import FailureKind
 from prebinder.model.messages import LaunchRecord
+from tests.support.postgresql import postgresql
+
+__all__ = ["postgresql"]
 
 NOW = datetime(2026, 11, 23, 12, 0, 0, 123456, tzinfo=UTC)
 COURSE = "git/https%3A%2F%2Fexample.org%2Fcourse"
 
 
-@pytest.fixture
-async def ledger(tmp_path: Path) -> AsyncIterator[Ledger]:
-    ledger = await Ledger.open(tmp_path / "ledger.sqlite")
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Ledger]:
+    """One of each kind; what holds for the one holds for the other."""
+    if request.param == "sqlite":
+        ledger = await Ledger.open(tmp_path / "ledger.sqlite")
+    else:
+        ledger = await Ledger.open(request.getfixturevalue("postgresql").database())
     yield ledger
     await ledger.aclose()
 
