@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: help up test unit lint bench lock clean
+.PHONY: help up test unit lint bench images lock clean
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -27,6 +27,10 @@ lint: ## Linters, types and layer contracts
 bench: ## Measure, print, and write benchmarks/RESULTS.md
 	@$(PYTHON) tools/setup.py --dev
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+images: ## Build the container images (ARGS="--push registry.example.org/prebinder/")
+	@$(PYTHON) tools/setup.py --dev
+	@$(BIN)/python images/build.py $(ARGS)
 
 lock: ## Make the lock files anew (needs uv)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet --all-extras pyproject.toml -o requirements/dev.txt

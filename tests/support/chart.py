@@ -21,7 +21,7 @@ import yaml
 
 from prebinder.model.images import image_name
 from prebinder.model.spec import git_url
-from tests.support.images import Images, copy
+from tests.support.images import Images, copy, forget
 from tests.support.kube import Cluster
 from tests.support.values import merged
 
@@ -181,7 +181,11 @@ class Installed:
 
     def prebinder(self, *arguments: str) -> str:
         """A command in the controller's pod; what it prints."""
-        command = ["exec", f"deployment/{NAME}-controller", "--", "python3", "-m", "prebinder", *arguments]
+        return self.prebinder_in(f"deployment/{NAME}-controller", *arguments)
+
+    def prebinder_in(self, pod: str, *arguments: str) -> str:
+        """The same in one of several."""
+        command = ["exec", pod, "--", "python3", "-m", "prebinder", *arguments]
         return self.kubectl(*command, "--state", "/var/lib/prebinder", check=False)
 
     def upgrade(self, changes: dict[str, Any]) -> None:
@@ -243,6 +247,7 @@ def installed(
     finally:
         for release in (RELEASE, "hub"):
             here.helm("uninstall", release, "--ignore-not-found", "--wait", "--timeout", "60s", check=False)
+        forget(images.registry, prefix.partition("/")[2])
 
 
 _SMALL = {"requests": {"cpu": "10m", "memory": "64Mi"}, "limits": {"memory": "512Mi"}}

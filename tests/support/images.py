@@ -59,6 +59,11 @@ def images(cluster: Cluster) -> Images:
 @pytest.fixture(scope="session")
 def build_images(cluster: Cluster) -> BuildImages:
     """The same for builds."""
+    return build_images_in(cluster)
+
+
+def build_images_in(cluster: Cluster) -> BuildImages:
+    """Build and push them, where the cluster's registry does not have them."""
     return BuildImages(**_built(_registry(cluster), {"builder": "builder", "base": "base"}))
 
 
@@ -119,7 +124,7 @@ def copy(registry: str, image: str, name: str, tag: str) -> str:
 def forget(registry: str, prefix: str) -> None:
     """Delete the images whose name begins so, as far as the registry lets us."""
     with httpx.Client(base_url=f"http://{registry}/v2/", timeout=60, headers={"accept": _MANIFEST}) as http:
-        for name in http.get("_catalog", params={"n": 10000}).json()["repositories"]:
+        for name in http.get("_catalog", params={"n": 1000}).json()["repositories"]:
             if name.startswith(prefix):
                 for tag in http.get(f"{name}/tags/list").json().get("tags") or ():
                     if at := digest(registry, name, tag):

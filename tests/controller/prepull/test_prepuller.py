@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 import pytest
 
@@ -14,12 +14,18 @@ from prebinder.config.prepull import PrepullConfig
 from prebinder.prepull.plan import Pull, Wanted
 from prebinder.prepull.pods import make_pull_pod
 from prebinder.prepull.prepuller import Prepuller
-from tests.support.images import Images, copy, images
+from tests.support.images import Images, copy, forget, images
 from tests.support.kube import Cluster, cluster, namespace
 
 __all__ = ["cluster", "images", "namespace"]
 pytestmark = pytest.mark.kubernetes
 INSTANCE = "test"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cleared(images: Images) -> Iterator[None]:
+    yield
+    forget(images.registry, "prepull-")
 
 
 @pytest.fixture
