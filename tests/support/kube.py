@@ -154,9 +154,9 @@ def fresh_namespace(cluster: Cluster, name: str) -> Iterator[str]:
         cluster.kubectl("wait", "--for=delete", f"namespace/{full}", "--timeout=90s", check=False)
 
 
-@pytest.fixture(scope="session")
-def cluster() -> Iterator[Cluster]:
-    """The cluster; see the module."""
+@contextlib.contextmanager
+def reached() -> Iterator[Cluster]:
+    """The cluster that the environment names (see the module), started if need be, as long as the block runs."""
     if os.environ.get("KUBECONFIG"):
         yield _cluster(os.environ, _words("KUBE_LOAD"))
     elif up := _words("KUBE_UP"):
@@ -164,6 +164,13 @@ def cluster() -> Iterator[Cluster]:
             yield _cluster(environment, _words("KUBE_LOAD") or (*up, "load"))
     else:
         _absent("no cluster: KUBECONFIG is not set, and KUBE_UP names no command that starts one")
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """The cluster; see the module."""
+    with reached() as found:
+        yield found
 
 
 @pytest.fixture(scope="module")

@@ -97,6 +97,11 @@ def scripted_order(script: str, revision: str | None = None, **more: Any) -> Bui
 @pytest.fixture(scope="session")
 def scripted_image(cluster: Cluster) -> str:
     """The image's name for pods."""
+    return load_scripted_image(cluster)
+
+
+def load_scripted_image(cluster: Cluster) -> str:
+    """Make the image and load it onto the nodes; its name for pods."""
     cache = platformdirs.user_cache_path("prebinder") / "images"
     cache.mkdir(parents=True, exist_ok=True)
     tag = hashlib.sha256(_PYTHON.encode() + repr(_TOOLS).encode()).hexdigest()[:12]
