@@ -90,14 +90,14 @@ def running_registry(
     # JSON is YAML.
     file.write_text(json.dumps(configuration))
     process = subprocess.Popen([program, "serve", file], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    address: list[str] = []
+    listens: list[str] = []
     listening = threading.Event()
 
     def read() -> None:
         assert process.stderr is not None
         for line in process.stderr:
-            if not address and (found := re.search(rf"listening on ({re.escape(address)}:\d+)", line)):
-                address.append(found[1])
+            if not listens and (found := re.search(rf"listening on ({re.escape(address)}:\d+)", line)):
+                listens.append(found[1])
                 listening.set()
         listening.set()
 
@@ -105,8 +105,8 @@ def running_registry(
     reader.start()
     try:
         assert listening.wait(30)
-        assert address, "docker-registry did not start"
-        yield Registry(address[0], headers or {})
+        assert listens, "docker-registry did not start"
+        yield Registry(listens[0], headers or {})
     finally:
         process.kill()
         process.wait(10)
