@@ -7,7 +7,6 @@ would have put them; builds themselves have tests of their own.
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Iterator
 from typing import Any
 
@@ -73,11 +72,6 @@ def test_a_click_ends_in_a_running_server(here: Installed, server: dict[str, Any
     assert "started" in body
 
 
-def test_helm_test_makes_a_click(here: Installed) -> None:
-    said = here.helm("test", RELEASE, "--timeout", "100s")
-    assert "Succeeded" in said
-
-
 def test_a_server_has_no_token_no_privilege_and_the_links_environment(here: Installed, server: dict[str, Any]) -> None:
     pod = _pod_of(here, server)
     spec, container = pod["spec"], pod["spec"]["containers"][0]
@@ -112,6 +106,11 @@ def test_an_idle_server_is_culled(here: Installed, server: dict[str, Any]) -> No
     here.cluster.wait("the end of the idle server", lambda: not [p for p in here.servers() if _is_of(p, name)], 90)
 
 
+def test_helm_test_makes_a_click(here: Installed) -> None:
+    said = here.helm("test", RELEASE, "--timeout", "100s")
+    assert "Succeeded" in said
+
+
 def test_an_image_that_cannot_be_pulled_is_told_in_seconds(here: Installed) -> None:
     script = _HUB_LAUNCH.replace("IMAGE", f"{here.prefix}gone@sha256:{'0' * 64}").replace("TOKEN", here.hub_token)
     seconds, message = here.python(script).split(" ", 1)
@@ -130,27 +129,26 @@ def test_a_changed_configuration_is_picked_up_without_a_restart_and_rolled_back(
     before = {p["metadata"]["uid"] for c in ("controller", "endpoint") for p in here.pods(c)}
     revision = here.push("second", {"README.md": "two"})
     here.publish("second", revision)
-    clicking = here.start_clicking("course", 12)
     repositories = [{"git": here.git_url("course")}, {"git": here.git_url("second")}]
     old = here.values
-    here.upgrade({"config": {"repositories": repositories}})
-    here.look_at_configuration_now()
-    here.cluster.wait("the second repository", lambda: _registered(here) == {"course", "second"}, 100)
-    assert here.click("second", "?build_only=true")[-1]["phase"] == "ready"
-    _none_lost(clicking)
-    here.helm("rollback", RELEASE, "--wait", "--timeout", "100s")
-    here.values = old
-    here.look_at_configuration_now()
-    here.cluster.wait("the first configuration", lambda: _registered(here) == {"course"}, 100)
+    with here.clicking("course"):
+        here.upgrade({"config": {"repositories": repositories}})
+        here.look_at_configuration_now()
+        here.cluster.wait("the second repository", lambda: _registered(here) == {"course", "second"}, 100)
+        assert here.click("second", "?build_only=true")[-1]["phase"] == "ready"
+        here.helm("rollback", RELEASE, "--wait", "--timeout", "100s")
+        here.values = old
+        here.look_at_configuration_now()
+        here.cluster.wait("the first configuration", lambda: _registered(here) == {"course"}, 100)
     assert {p["metadata"]["uid"] for c in ("controller", "endpoint") for p in here.pods(c)} == before
 
 
 def test_an_upgrade_that_replaces_every_endpoint_loses_no_click(here: Installed) -> None:
     before = {p["metadata"]["uid"] for p in here.pods("endpoint")}
-    clicking = here.start_clicking("course", 25)
-    here.upgrade({"endpoint": {"podAnnotations": {"replaced": "yes"}}})
+    with here.clicking("course"):
+        here.upgrade({"endpoint": {"podAnnotations": {"replaced": "yes"}}})
+        here.cluster.wait("the end of the old ones", lambda: not before & _uids(here), 60)
     assert not before & {p["metadata"]["uid"] for p in here.pods("endpoint")}
-    _none_lost(clicking)
 
 
 def test_an_endpoint_killed_in_mid_click_costs_a_reconnect_and_nothing_more(here: Installed) -> None:
@@ -246,11 +244,10 @@ def _registered(here: Installed) -> set[str]:
     return {name.rpartition("%2F")[2].removesuffix(".git") for name in found}
 
 
-def _none_lost(clicking: subprocess.Popen[str]) -> None:
-    out, errors = clicking.communicate(timeout=90)
-    result = json.loads(out.splitlines()[-1]) if out.strip() else errors
-    assert result["lost"] == [], result
-    assert result["clicks"] > 10
+def _uids(here: Installed) -> set[str]:
+    """Of all endpoints, those that are ending too."""
+    found = here.cluster.get("pods", here.namespace, "app.kubernetes.io/component=endpoint")
+    return {p["metadata"]["uid"] for p in found}
 
 
 def _pod_of(here: Installed, server: dict[str, Any]) -> dict[str, Any]:

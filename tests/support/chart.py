@@ -51,13 +51,13 @@ while time.monotonic() < end:
     time.sleep(0.5)
 sys.exit(1)
 """
-# Click after click for as long as told; a line of JSON at the end: how many, and what went wrong with which.
+# Click after click until a file is there; a line of JSON at the end: how many, and what went wrong with which.
 _MANY = """
-import json, sys, time, urllib.request
-url, seconds = sys.argv[1], float(sys.argv[2])
-end, done, lost = time.monotonic() + seconds, 0, []
+import json, os, sys, time, urllib.request
+url, stop = sys.argv[1:]
+end, done, lost = time.monotonic() + 300, 0, []
 print("started", flush=True)
-while time.monotonic() < end:
+while time.monotonic() < end and not os.path.exists(stop):
     for attempt in (1, 2, 3):
         try:
             phases = []
@@ -145,12 +145,22 @@ class Installed:
         url = f"http://{NAME}/build/{self.spec(repository)}{query}"
         return self._python(_CLICK, url, "0", str(seconds))
 
-    def start_clicking(self, repository: str, seconds: float) -> subprocess.Popen[str]:
-        """Clicks without a server, one after the other."""
-        process = self._python(_MANY, f"http://{NAME}/build/{self.spec(repository)}?build_only=true", str(seconds))
-        assert process.stdout is not None
-        assert process.stdout.readline().strip() == "started"
-        return process
+    @contextlib.contextmanager
+    def clicking(self, repository: str) -> Iterator[None]:
+        """Clicks without a server, one after the other, while the block runs. Fails when one of them was lost."""
+        stop = f"/tmp/stop-{secrets.token_hex(4)}"
+        process = self._python(_MANY, f"http://{NAME}/build/{self.spec(repository)}?build_only=true", stop)
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline().strip() == "started"
+            yield
+            self.kubectl("exec", "deployment/git", "--", "touch", stop)
+            out, errors = process.communicate(timeout=90)
+        finally:
+            process.kill()
+        result = json.loads(out.splitlines()[-1]) if out.strip() else {"lost": errors}
+        assert result["lost"] == [], result
+        assert result["clicks"] > 10, result
 
     def _python(self, script: str, *arguments: str) -> subprocess.Popen[str]:
         """A script in the pod `person`, which stands for a browser."""
