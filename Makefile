@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: help up test unit lint bench images lock clean
+.PHONY: help up test unit lint bench bench-kubernetes images lock clean
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -27,6 +27,10 @@ lint: ## Linters, types and layer contracts
 bench: ## Measure, print, and write benchmarks/RESULTS.md
 	@$(PYTHON) tools/setup.py --dev
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+bench-kubernetes: ## The same on a cluster (KUBECONFIG, or KUBE_UP); writes benchmarks/RESULTS-kubernetes.md
+	@$(PYTHON) tools/setup.py --dev
+	@$(BIN)/python -m benchmarks.kubernetes
 
 images: ## Build the container images (ARGS="--push registry.example.org/prebinder/")
 	@$(PYTHON) tools/setup.py --dev

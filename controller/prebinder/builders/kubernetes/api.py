@@ -36,7 +36,7 @@ EVENTS = "api/v1", "events"
 _ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _CALL_SECONDS = 15.0
 _CONNECT_SECONDS = 5.0
-_PAGE = 250
+_PAGE = 100  # a page is held as text and as objects at once
 _CHUNK = 64 * 1024
 _MESSAGE_LIMIT = 500
 

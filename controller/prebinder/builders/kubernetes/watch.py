@@ -24,7 +24,7 @@ from typing import Any
 import structlog
 
 from prebinder.builders.kubernetes.api import JOBS, PODS, Api, ApiAway, ApiRefused, Expired, Object
-from prebinder.builders.kubernetes.names import REPOSITORY
+from prebinder.builders.kubernetes.names import IMAGE, REPOSITORY
 from prebinder.model.failure import EngineError
 
 log = structlog.get_logger(__name__)
@@ -36,6 +36,12 @@ _PAUSE = 0.25
 _PAUSE_MOST = 15.0
 _CONTROLLER_UID = "batch.kubernetes.io/controller-uid"
 _JOB_NAME = "batch.kubernetes.io/job-name"
+_CONTAINER = ("name", "state", "image", "containerID")
+_STATUS_LISTS = {
+    "conditions": ("type", "status", "reason", "message"),
+    "initContainerStatuses": _CONTAINER,
+    "containerStatuses": _CONTAINER,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,20 +232,23 @@ def _job_of(kind: tuple[str, str], item: Object) -> str:
 
 
 def _trimmed(item: Object) -> Object:
-    """What is read of a Job or pod; the rest (templates, managed fields, environments) is most of it."""
-    metadata, spec = item["metadata"], item.get("spec", {})
-    kept = ("name", "uid", "resourceVersion", "creationTimestamp", "deletionTimestamp", "labels", "annotations")
+    """What is read of a Job or pod. The rest (templates, managed fields, resources, mounts) is nine tenths of it."""
+    metadata, spec, status = item["metadata"], item.get("spec", {}), item.get("status", {})
+    kept = _only(metadata, ("name", "uid", "resourceVersion", "creationTimestamp", "deletionTimestamp", "labels"))
+    kept["annotations"] = _only(metadata.get("annotations") or {}, (IMAGE,))
+    short = _only(status, ("phase", "reason", "message"))
+    for key, fields in _STATUS_LISTS.items():
+        if key in status:
+            short[key] = [_only(entry, fields) for entry in status[key] or ()]
     return {
-        "metadata": {key: metadata[key] for key in kept if key in metadata},
+        "metadata": kept,
         "spec": {
-            "suspend": spec.get("suspend"),
-            "nodeName": spec.get("nodeName"),
-            "initContainers": _names(spec, "initContainers"),
-            "containers": _names(spec, "containers"),
+            **_only(spec, ("suspend", "nodeName")),
+            **{key: [_only(c, ("name",)) for c in spec.get(key) or ()] for key in ("initContainers", "containers")},
         },
-        "status": item.get("status", {}),
+        "status": short,
     }
 
 
-def _names(spec: Mapping[str, Any], key: str) -> list[Object]:
-    return [{"name": container["name"]} for container in spec.get(key) or ()]
+def _only(mapping: Mapping[str, Any], keys: tuple[str, ...]) -> Object:
+    return {key: mapping[key] for key in keys if key in mapping}

@@ -6,7 +6,10 @@ The API server goes away behind a gate of the test's own (tests/support/tcp_gate
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import shlex
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -36,6 +39,8 @@ from tests.support.scripted_pod import DIGEST, clone_url, scripted_order
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(180)]
 
+OURS = [] if os.environ.get("KUBECONFIG") else shlex.split(os.environ.get("KUBE_UP", ""))
+"""The command that started the cluster, when these tests did."""
 COUNTING = "for n in $(seq 1 40); do log building line-$n; sleep 0.3; done"
 COUNTED = "".join(f"line-{n}\n" for n in range(1, 41))
 
@@ -181,8 +186,8 @@ class Place:
 
         return str(await until(known))
 
-    async def events(self, controller: Controller, build: str) -> list[BuildEvent]:
-        async with asyncio.timeout(90):
+    async def events(self, controller: Controller, build: str, within: float = 90) -> list[BuildEvent]:
+        async with asyncio.timeout(within):
             return [event async for event in await controller.events(build)]
 
     async def ended(self, controller: Controller, build: str) -> BuildRecord:
@@ -293,6 +298,24 @@ async def test_a_build_whose_job_went_while_no_controller_ran_is_tried_again(pla
         assert events[-1].phase is Phase.BUILT
         assert log_of(events).endswith("One\nTwo\n")
         assert (await place.ended(second, build)).attempt == 2
+
+
+@pytest.mark.timeout(420)
+@pytest.mark.skipif(not OURS, reason="only a cluster that these tests start (KUBE_UP) may be stopped")
+async def test_a_cluster_that_goes_down_and_comes_back_in_mid_build_costs_one_attempt_at_most(place: Place) -> None:
+    place.host.script = on_build(COUNTING)
+    async with place.controller() as controller:
+        build = await place.build(controller)
+        async with asyncio.timeout(60):
+            async for event in await controller.events(build):
+                if "line-5\n" in event.message:
+                    break
+        for word in ("down", "up"):
+            await asyncio.to_thread(subprocess.run, [*OURS, word], check=True, capture_output=True, timeout=180)
+        events = await place.events(controller, build, within=240)
+        assert events[-1].phase is Phase.BUILT
+        assert log_of(events).endswith(COUNTED)
+        assert (await place.ended(controller, build)).attempt <= 2
 
 
 # What a build tries

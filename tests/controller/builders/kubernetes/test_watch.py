@@ -95,9 +95,9 @@ async def test_what_was_there_and_what_comes_is_seen_and_only_what_is_read_is_ke
         assert "template" not in seen.job["spec"]
         assert seen.pods[0]["spec"]["containers"] == [{"name": "push"}]
         assert watch.node_of("repository") == "node-1"
-        api.tell(JOBS, ("MODIFIED", job("a", 5, active=1)))
+        api.tell(JOBS, ("MODIFIED", job("a", 5, phase="one")))
         await watch.changed("a", seen.turn)
-        assert watch.seen("a").job["status"] == {"active": 1}  # type: ignore[index]
+        assert watch.seen("a").job["status"] == {"phase": "one"}  # type: ignore[index]
         assert watch.seen("b").job is None
 
 
@@ -162,10 +162,10 @@ async def test_while_the_api_is_away_the_last_state_stands_and_says_why() -> Non
         assert watch.seen("a").job is not None
         assert str(watch.away) == "The API server is away."
         api.away = None
-        api.held[JOBS] = [job("a", 9, succeeded=1)]
+        api.held[JOBS] = [job("a", 9, phase="two")]
         await change(watch, "a")
         assert watch.away is None
-        assert watch.seen("a").job["status"] == {"succeeded": 1}  # type: ignore[index]
+        assert watch.seen("a").job["status"] == {"phase": "two"}  # type: ignore[index]
 
 
 async def test_a_list_comes_by_itself_now_and_then() -> None:
