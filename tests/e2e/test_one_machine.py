@@ -28,13 +28,13 @@ __all__ = ["artifacts", "chromium"]
 
 QUICK_CULLING = """
 hub:
-  cull: {idle: 8s, every: 2s}
+  cull: {idle: 25s, every: 2s}
 """
 
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """One Prebinder for this module, with servers culled after eight idle seconds."""
+    """One Prebinder for this module, with servers culled after twenty-five idle seconds."""
     if os.geteuid() != 0:
         pytest.skip("needs root to run containers with a network of their own")
     with stack(tmp_path_factory.mktemp("pb"), QUICK_CULLING) as here:
@@ -106,14 +106,14 @@ def test_a_push_is_built_at_once_and_its_link_opens_in_that_image(
     clicked = time.monotonic()
     page.goto(link(running, "main") + "?urlpath=" + quote("lab/tree/hello.txt", safe=""))
     page.wait_for_url(re.compile(r"/user/.+/lab"), timeout=60_000)
-    page.get_by_text("pushed by the test").first.wait_for(timeout=60_000)
+    page.get_by_text("pushed by the test").first.wait_for(timeout=120_000)
     (artifacts / "click.txt").write_text(f"click to file open in JupyterLab: {time.monotonic() - clicked:.1f} s\n")
     page.screenshot(path=artifacts / "jupyter.png")
     server = re.match(r"(http://[^/]+/user/[^/]+/)", page.url)
     assert server
     context.close()
 
-    until("the idle server is culled", lambda: gone(server[1]), 90, 0.5)
+    until("the idle server is culled", lambda: gone(server[1]), 150, 0.5)
 
 
 def httpx_builds(running: Stack) -> list[dict[str, str]]:
