@@ -45,11 +45,18 @@ def here(cluster: Cluster, namespace: str, images: Images) -> Iterator[Installed
 
 
 @pytest.fixture(scope="module")
-def server(here: Installed) -> dict[str, Any]:
-    """The `ready` event of a click, whose server was then looked at."""
+def opened(here: Installed) -> dict[str, Any]:
+    """The `ready` event of a click, and all events before it."""
     events = here.click("course")
     assert events[-1]["phase"] == "ready", events
     return {**events[-1], "events": events}
+
+
+@pytest.fixture
+def server(here: Installed, opened: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The same, in use for as long as a test looks at its server."""
+    with here.used(opened):
+        yield opened
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -101,8 +108,8 @@ def test_a_server_reaches_neither_the_cluster_nor_its_neighbours(here: Installed
     assert here.kubectl(*command, "127.0.0.1", "8888").strip() == "open"  # the question itself works
 
 
-def test_an_idle_server_is_culled(here: Installed, server: dict[str, Any]) -> None:
-    name = server_name(server["url"])
+def test_an_idle_server_is_culled(here: Installed, opened: dict[str, Any]) -> None:
+    name = server_name(opened["url"])
     here.cluster.wait("the end of the idle server", lambda: not [p for p in here.servers() if _is_of(p, name)], 90)
 
 

@@ -80,6 +80,19 @@ while time.monotonic() < end and not os.path.exists(stop):
 print(json.dumps({"clicks": done, "lost": lost}), flush=True)
 """
 
+# A person who does something every second, until a file is there.
+_USE = """
+import os, sys, time, urllib.request
+url, stop = sys.argv[1:]
+end = time.monotonic() + 300
+while time.monotonic() < end and not os.path.exists(stop):
+    try:
+        urllib.request.urlopen(url, timeout=10).read()
+    except OSError:
+        pass
+    time.sleep(1)
+"""
+
 
 @dataclass
 class Installed:
@@ -161,6 +174,18 @@ class Installed:
         result = json.loads(out.splitlines()[-1]) if out.strip() else {"lost": errors}
         assert result["lost"] == [], result
         assert result["clicks"] > 10, result
+
+    @contextlib.contextmanager
+    def used(self, server: dict[str, Any]) -> Iterator[None]:
+        """A server (a `ready` event) is not idle while the block runs."""
+        stop = f"/tmp/stop-{secrets.token_hex(4)}"
+        process = self._python(_USE, f"{server['url']}api/status?token={server['token']}", stop)
+        try:
+            yield
+        finally:
+            self.kubectl("exec", "deployment/git", "--", "touch", stop)
+            process.kill()
+            process.communicate()
 
     def _python(self, script: str, *arguments: str) -> subprocess.Popen[str]:
         """A script in the pod `person`, which stands for a browser."""
