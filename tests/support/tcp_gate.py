@@ -1,6 +1,6 @@
 """A way to a server that a test can close: for what happens when a network or a server is away.
 
-async with gate("10.77.0.1", 6443) as way:
+async with gate("api.example.org", 6443) as way:
     way.port            # connect here
     way.cut()           # every connection is reset, new ones are refused
     way.hold()          # nothing passes any more, and nobody is told
