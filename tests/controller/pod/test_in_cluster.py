@@ -56,7 +56,7 @@ class Farm:
         settings = {
             "namespace": self.namespace,
             "image": self.images.builder,
-            "cpu_request": 0.01,
+            "cpu_request": 0.3,
             "memory_request": "32MB",
             "certificates": "authorities" if BUNDLE.exists() else None,
             **kubernetes,
@@ -76,7 +76,7 @@ class Farm:
             await builder.aclose()
             await store.aclose()
 
-    def order(self, prefix: str, course: GitRepository, **changes: Any) -> BuildOrder:
+    def order(self, prefix: str, course: GitRepository, base: str = "", **changes: Any) -> BuildOrder:
         revision = course.head()
         return an_order(
             id=secrets.token_hex(6),
@@ -84,13 +84,13 @@ class Farm:
             clone_url=course.url,
             revision=revision,
             image=image_name(prefix, course.repository, revision),
-            base_image=self.images.base,
+            base_image=base or self.images.base,
             **changes,
         )
 
-    def dockerfile(self, *lines: str) -> GitRepository:
-        """A repository that is built by those lines on our base image."""
-        content = "\n".join([f"FROM {self.images.base}", "USER root", *lines, ""])
+    def dockerfile(self, *lines: str, base: str = "") -> GitRepository:
+        """A repository that is built by those lines on our base image, or on another."""
+        content = "\n".join([f"FROM {base or self.images.base}", "USER root", *lines, ""])
         return self.git.create(f"r{secrets.token_hex(4)}", {"Dockerfile": content})
 
 
@@ -164,8 +164,9 @@ async def test_a_build_is_root_in_its_own_user_namespace_and_nowhere_else(farm: 
 
 
 @pytest.fixture(scope="module")
-def closed(cluster: Cluster, namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
-    """A registry with a password, which the cluster's Secrets `may-push` and `may-read` hold."""
+def closed(farm: Farm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    """A registry with a password, which the Secrets `may-push` and `may-read` hold; our base image is in it."""
+    cluster, namespace = farm.cluster, farm.namespace
     folder = tmp_path_factory.mktemp("closed")
     (folder / "htpasswd").write_text(HTPASSWD)
     auth = {"htpasswd": {"realm": "test", "path": str(folder / "htpasswd")}}
@@ -176,7 +177,15 @@ def closed(cluster: Cluster, namespace: str, tmp_path_factory: pytest.TempPathFa
                 *("-n", namespace, "create", "secret", "generic", name, "--type=kubernetes.io/dockerconfigjson"),
                 f"--from-file=.dockerconfigjson={folder / 'config.json'}",
             )
+        cluster.run(
+            *("skopeo", "copy", "--quiet", "--src-tls-verify=false", "--dest-tls-verify=false"),
+            *(f"--dest-creds=ada:{PASSWORD}", f"docker://{farm.images.base}", f"docker://{base_in(it)}"),
+        )
         yield it
+
+
+def base_in(registry: Registry) -> str:
+    return f"{registry.host}/base:1"
 
 
 async def test_a_build_step_finds_the_registrys_credentials_nowhere_and_its_image_is_pushed_with_them(
@@ -189,9 +198,10 @@ async def test_a_build_step_finds_the_registrys_credentials_nowhere_and_its_imag
         " ! grep -qE 'auths|config.json' /seen",
         f"RUN ! python3 -c \"import urllib.request as u; u.urlopen('http://{closed.host}/v2/_catalog')\" 2>/said"
         " && grep -q 401 /said",
+        base=base_in(closed),
     )
     async with farm.builder(f"{closed.host}/b-", push_secret="may-push", read_secret="may-read") as (builder, prefix):
-        order = farm.order(prefix, course)
+        order = farm.order(prefix, course, base_in(closed))
         monkeypatch.setattr(builder, "_digest_of", lambda image: _digest(order, closed))
         said = text(await run(builder, order))
     assert manifest(order, dict(closed.headers))["layers"]
@@ -208,7 +218,8 @@ async def _digest(order: BuildOrder, registry: Registry) -> str:
 
 async def test_without_credentials_the_registrys_refusal_is_told(farm: Farm, closed: Registry) -> None:
     async with farm.builder(f"{closed.host}/b-", layer_cache=False) as (builder, prefix):
-        refused = await failure(builder, farm.order(prefix, farm.dockerfile("RUN true")))
+        course = farm.dockerfile("RUN true", base=base_in(closed))
+        refused = await failure(builder, farm.order(prefix, course, base_in(closed)))
     assert refused.kind is FailureKind.REGISTRY
     assert "refuses us" in str(refused)
 
