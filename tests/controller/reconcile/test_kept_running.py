@@ -89,6 +89,8 @@ async def test_no_more_builds_of_one_repository_run_at_once_than_configured(
         tmp_path, configured([{"git": course.name, "branches": ["*"]}], limits=limits), hosts, builder=builder
     ) as it:
         await until(lambda: sorted(e.state for e in it.entry().revisions) == ["building", "queued", "queued"])
+        # The state is written down before the builder is asked.
+        await until(lambda: builder.orders)
         assert len(builder.orders) == 1
         builder.release()
         await until(lambda: len(builder.orders) == 3)

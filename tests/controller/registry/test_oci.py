@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import datetime
+import functools
 import json
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
@@ -126,7 +127,9 @@ class TokenServer:
     key: rsa.RSAPrivateKey = field(default_factory=lambda: rsa.generate_private_key(65537, 2048))
     asked: list[dict[str, str]] = field(default_factory=list)
 
+    @functools.cached_property
     def certificate(self) -> bytes:
+        """Self-signed, DER; one for all tokens: the registry trusts these very bytes."""
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "token server")])
         now = datetime.datetime.now(datetime.UTC)
         return (
@@ -153,7 +156,7 @@ class TokenServer:
         now = int(datetime.datetime.now(datetime.UTC).timestamp())
         access = [{"type": kind, "name": name, "actions": actions}] if kind else []
         claims = {"iss": self.issuer, "aud": "registry", "sub": "ada", "nbf": now - 10, "iat": now, "exp": now + 300}
-        chain = [base64.b64encode(self.certificate()).decode()]
+        chain = [base64.b64encode(self.certificate).decode()]
         return jwt.encode({**claims, "access": access}, self.key, "RS256", headers={"x5c": chain})
 
 
@@ -165,7 +168,7 @@ class TestTokens:
     @pytest.fixture
     def guarded(self, tmp_path: Path, server: TokenServer) -> Iterator[Registry]:
         bundle = tmp_path / "token.pem"
-        pem = base64.encodebytes(server.certificate()).decode()
+        pem = base64.encodebytes(server.certificate).decode()
         bundle.write_text(f"-----BEGIN CERTIFICATE-----\n{pem}-----END CERTIFICATE-----\n")
         with serve(Starlette(routes=[Route("/token", server.answer)])) as url:
             auth = {
