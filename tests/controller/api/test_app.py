@@ -16,7 +16,7 @@ from pydantic import SecretStr
 
 from prebinder.api.app import WEBHOOK_LIMIT, create_app, create_hooks_app
 from prebinder.model.catalogue import Catalogue
-from prebinder.model.events import BuildEvent, BuildRecord, Phase
+from prebinder.model.events import BuildEvent, BuildRecord, BuildState, Phase
 from prebinder.model.failure import HostUnavailable
 from prebinder.model.messages import BuildReply, ControllerStatus, Problem
 from prebinder.model.spec import Provider, Repository, git_url
@@ -112,6 +112,8 @@ async def test_the_catalogue_is_sent_once_a_version_and_changes_are_told(tmp_pat
     async with speaking(tmp_path, host) as (it, client):
         await until(lambda: it.is_state(host.head(COURSE), "ready"))
         await until(lambda: (e := it.state(host.head(COURSE))) and e.summary)
+        # An image is ready a moment before its build is written down as ended, and nothing changes after that.
+        await until(lambda: it.catalogue.recent_builds[0].state is BuildState.READY)
         response = await client.get("/api/catalogue")
         catalogue = Catalogue.model_validate_json(response.content)
         assert response.headers["etag"] == f'"{catalogue.version}"'
