@@ -194,21 +194,47 @@ def _cluster(environment: Mapping[str, str], load_command: tuple[str, ...]) -> C
 
 @contextlib.contextmanager
 def _started(up: tuple[str, ...]) -> Iterator[dict[str, str]]:
-    """Start the cluster; stop it when the last process that uses it has ended."""
+    """Start the cluster unless it runs; stop what a test process started when the last one that uses it has ended."""
     lock = Path(tempfile.gettempdir()) / f"prebinder-kube-{os.getuid()}.lock"
-    with lock.open("a") as users:
+    with lock.open("a+") as users:
         fcntl.flock(users, fcntl.LOCK_SH)
         try:
-            subprocess.run([*up, "up"], check=True, capture_output=True, timeout=_UP_SECONDS)
-            said = subprocess.run([*up, "env"], check=True, capture_output=True, text=True, timeout=30).stdout
-            yield {**os.environ, **_exports(said)}
+            # Not started twice: that may write files anew which its parts watch, and end them.
+            if not (environment := _running(up)):
+                users.write("started\n")
+                users.flush()
+                subprocess.run([*up, "up"], check=True, capture_output=True, timeout=_UP_SECONDS)
+                environment = _environment(up)
+            yield environment
         finally:
             try:
                 fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 pass  # another test process still uses it, and stops it at its end
             else:
-                subprocess.run([*up, "down"], check=False, capture_output=True, timeout=_UP_SECONDS)
+                users.seek(0)
+                if users.read():
+                    subprocess.run([*up, "down"], check=False, capture_output=True, timeout=_UP_SECONDS)
+                    users.truncate(0)
+
+
+def _environment(up: tuple[str, ...]) -> dict[str, str]:
+    said = subprocess.run([*up, "env"], check=True, capture_output=True, text=True, timeout=30).stdout
+    return {**os.environ, **_exports(said)}
+
+
+def _running(up: tuple[str, ...]) -> dict[str, str] | None:
+    """The environment of a cluster that answers; None when there is none yet."""
+    try:
+        environment = _environment(up)
+        kubectl = shutil.which("kubectl", path=environment.get("PATH"))
+        if kubectl is None or "KUBECONFIG" not in environment:
+            return None
+        command = [kubectl, "get", "--raw", "/readyz", "--request-timeout=5s"]
+        subprocess.run(command, check=True, capture_output=True, timeout=30, env=environment)
+    except (subprocess.SubprocessError, OSError):
+        return None
+    return environment
 
 
 def _exports(text: str) -> dict[str, str]:
