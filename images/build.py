@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -35,6 +36,8 @@ PUBLIC_BASE = "docker.io/library/python:3.12-slim-bookworm"
 _PUBLIC_REGISTRY = "https://registry-1.docker.io/v2/"
 _SUITE = "bookworm"
 _DEBIAN_PACKAGES = ("ca-certificates", "git", "python3", "python3-venv")
+# The name of the base image in the builder (controller/prebinder/builders/kubernetes/wire.py).
+_PRELOADED = "localhost/prebinder/base:latest"
 _BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
 # What an image's folder needs beside its own files.
 _FURTHER_FILES = {
@@ -104,11 +107,14 @@ def main() -> int:
         base = arguments.base or find_base(tool)
         with tempfile.TemporaryDirectory(prefix="prebinder-images-") as folder:
             wheel = make_wheel(Path(folder))
-            for name in wanted:
+            # The builder holds the base image of what it builds.
+            ordered = [*(["base"] if {"base", "builder"} & set(wanted) else []), *(n for n in wanted if n != "base")]
+            for name in ordered:
                 image = f"{arguments.prefix}{name}:{arguments.tag}"
                 say(f"building {image} …")
-                build(tool, folders[name], image, base, wheel, Path(folder))
-                for line in publish(tool, name, image, arguments):
+                preloaded = f"{arguments.prefix}base:{arguments.tag}" if name == "builder" else None
+                build(tool, folders[name], image, base, wheel, Path(folder), preloaded)
+                for line in publish(tool, name, image, arguments) if name in wanted else ():
                     print(line)
     except BuildError as error:
         print(f"images: {error}", file=sys.stderr)
@@ -159,9 +165,7 @@ def debian_base(tool: Tool) -> str:
             "No public registry can be reached, and mmdebstrap is not installed. "
             "Name a base image with --base, or: sudo apt-get install mmdebstrap"
         )
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prebinder"
-    cache.mkdir(parents=True, exist_ok=True)
-    archive = cache / f"root-{key}.tar"
+    archive = cache_folder() / f"root-{key}.tar"
     if not archive.exists():
         say("making a base image of Debian's packages (about 30 s, once) …")
         part = archive.with_suffix(f".{os.getpid()}.part")
@@ -190,14 +194,63 @@ def make_wheel(folder: Path) -> Path:
     return next(folder.glob("*.whl"))
 
 
-def build(tool: Tool, source: Path, image: str, base: str, wheel: Path, folder: Path) -> None:
-    """One image from its folder, the wheel and the lock."""
+def preload(tool: Tool, image: str) -> Path:
+    """An archive of a read-only store of containers/storage (`additionalimagestores`) that holds one image.
+
+    A build's pod that has it in its own image unpacks no base image. Made once for each content and kept in the cache.
+    """
+    key = tool.run("inspect", "--type", "image", "--format", "{{.FromImageID}}", image, capture=True)
+    archive = cache_folder() / f"store-{key[:12]}.tar"
+    if archive.exists():
+        return archive
+    say("taking the base image into the builder (about 30 s, once) …")
+    with tempfile.TemporaryDirectory(prefix="store-", dir=archive.parent) as work:
+        store = Path(work) / "store"
+        place = f"overlay@{store}+{work}/run:overlay.skip_mount_home=true"
+        tool.run("push", "--quiet", image, f"containers-storage:[{place}]{_PRELOADED}")
+        fix_store(store)
+        part = Path(work) / "store.tar"
+        command = ["tar", "--create", "--file", str(part), "--xattrs", "--numeric-owner", "--sort=name"]
+        command += [f"--mtime=@{commit_time()}", "--directory", str(store), "."]
+        if subprocess.run(command, check=False, stdin=subprocess.DEVNULL, stdout=sys.stderr).returncode:
+            raise BuildError("The base image could not be packed for the builder; tar's output is above.")
+        part.replace(archive)
+    return archive
+
+
+def fix_store(store: Path) -> None:
+    """What is random in a store (a short name for the layer, times) is made the same each time; what says which image
+    it holds may be read by everybody."""
+    (layer,) = (path for path in (store / "overlay").iterdir() if len(path.name) == 64)
+    (link,) = (store / "overlay" / "l").iterdir()
+    short = layer.name[:26].upper()
+    link.rename(link.with_name(short))
+    (layer / "link").write_text(short)
+    for file in (store / "overlay-images" / "images.json", store / "overlay-layers" / "layers.json"):
+        text = re.sub(r'"created":"[^"]*"', '"created":"1970-01-01T00:00:00Z"', file.read_text())
+        file.write_text(text)
+    for path in (store, store / "overlay-images", *(store / "overlay-images").rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def cache_folder() -> Path:
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prebinder"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def build(
+    tool: Tool, source: Path, image: str, base: str, wheel: Path, folder: Path, preloaded: str | None = None
+) -> None:
+    """One image from its folder, the wheel and the lock; `preloaded` is an image that it holds for builds."""
     context = folder / source.name
     shutil.copytree(source, context)
     (context / "wheel").mkdir()
     shutil.copy(wheel, context / "wheel")
     for further in _FURTHER_FILES.get(source.name, ()):
         shutil.copy(ROOT / further, context)
+    if preloaded is not None:
+        shutil.copy(preload(tool, preloaded), context / "store.tar")
     options: list[str] = ["--layers", "--timestamp", commit_time(), "--build-arg", f"BASE={base}", "--tag", image]
     if _BUNDLE.exists():
         options += ["--volume", f"{_BUNDLE}:/run/certificates.crt:ro"]

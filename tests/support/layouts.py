@@ -117,6 +117,7 @@ def pod_order(host: str, **changes: Any) -> PodOrder:
         "processes": 1000,
         "insecure": True,
         "registry_timeout": 10,
+        "storage": "vfs",
         "read_cache": True,
         "write_cache": True,
     }

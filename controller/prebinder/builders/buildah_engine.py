@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Mapping
+from platform import machine
 from typing import Any
 
 from repo2docker.engine import Image, ImageLoadError
@@ -19,6 +20,7 @@ from traitlets import Unicode
 from prebinder.builders.podman_engine import PodmanEngine
 
 _INSPECT_TIMEOUT = 60
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 _BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 
 
@@ -69,7 +71,8 @@ def build_command(
         command.append(f"--tag={tag}")
     if dockerfile:
         command.append(f"--file={dockerfile}")
-    if platform:
+    # A named platform makes buildah ask the base image's registry for a newer one, also when it is the machine's own.
+    if platform and platform != f"linux/{_ARCHITECTURES.get(machine(), machine())}":
         command.append(f"--platform={platform}")
     if certificates:
         command.append(f"--volume={certificates}:{_BUNDLE}:ro")

@@ -8,23 +8,25 @@ Guarantees, as far as the repository's own steps leave this container alone:
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import resource
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from prebinder.builders.child import ChildFailure, ChildOrder, Step
 from prebinder.builders.kubernetes import wire
-from prebinder.builders.kubernetes.wire import PodOrder
+from prebinder.builders.kubernetes.wire import PRELOADED_BASE, PodOrder
 from prebinder.builders.lines import run
 from prebinder.pod.fetch import BASE, split
-from prebinder.pod.layout import REF_NAME, BadLayout, blob_file, diff_ids_of, parts_of
+from prebinder.pod.layout import REF_NAME, blob_file, diff_ids_of, parts_of
 from prebinder.pod.say import say
+from prebinder.pod.store import preloaded, steps
 
 FINAL = "final"
 LAYOUT = "layout"
@@ -56,11 +58,11 @@ def main(order: PodOrder) -> int:
     work = Path(wire.WORK)
     os.environ.update(prepare(order, work))
     resource.setrlimit(resource.RLIMIT_NPROC, (order.processes, order.processes))
-    reused = restore(order, Path(wire.FETCHED))
-    code = build(order, work)
+    restored = restore(order, Path(wire.FETCHED))
+    code = build(order, work, restored.base_image or order.base_image)
     if code == 0:
         try:
-            export(order, Path(wire.IMAGE), reused)
+            export(order, Path(wire.IMAGE), restored.layers)
         except (subprocess.SubprocessError, OSError) as error:
             failed = ChildFailure(step=Step.BUILD, message=f"The image could not be taken out: {error}")
             _write(f"Error: taking out the image: {error}", failed)
@@ -77,7 +79,14 @@ def prepare(order: PodOrder, work: Path) -> dict[str, str]:
         'unqualified-search-registries = ["docker.io"]\n'
         f'[[registry]]\nlocation = "{order.registry}"\ninsecure = {"true" if order.insecure else "false"}\n'
     )
+    storage = {}
+    if order.storage == "vfs":
+        (work / "storage.conf").write_text(
+            f'[storage]\ndriver = "vfs"\ngraphroot = "{wire.STORAGE}/storage"\nrunroot = "{wire.STORAGE}/run"\n'
+        )
+        storage = {"CONTAINERS_STORAGE_CONF": str(work / "storage.conf")}
     return {
+        **storage,
         **_NOTHING_SECRET,
         "HOME": str(work / "home"),
         "TMPDIR": str(work / "tmp"),
@@ -85,34 +94,58 @@ def prepare(order: PodOrder, work: Path) -> dict[str, str]:
     }
 
 
-def restore(order: PodOrder, fetched: Path) -> frozenset[str]:
-    """Put what was fetched into buildah's storage; the digests (of the tars) of the layers that the registry has."""
-    if not (fetched / "index.json").exists():
-        return frozenset()
-    known: set[str] = set()
-    for entry in json.loads((fetched / "index.json").read_text())["manifests"]:
-        name = entry["annotations"][REF_NAME]
-        pulled = subprocess.run(
-            ["buildah", "pull", "--quiet", f"oci:{fetched}:{name}"],
-            capture_output=True,
-            text=True,
-            timeout=_CALL_SECONDS,
-            check=False,
-        )
-        if pulled.returncode:
-            say("fetching", f"What was fetched cannot be used: {pulled.stderr.strip()[-300:]}")
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What stands in buildah's storage before the build."""
+
+    base_image: str | None
+    """Under which name the base image is found; None when it has to be pulled, if any is asked for."""
+    layers: frozenset[str]
+    """Layers, by the digest of their tar, that the registry has."""
+
+
+def restore(order: PodOrder, fetched: Path) -> Restored:
+    """Put what was fetched into buildah's storage."""
+    entries: dict[str, str] = {}
+    if (fetched / "index.json").exists():
+        listed = json.loads((fetched / "index.json").read_text())["manifests"]
+        entries = {entry["annotations"][REF_NAME]: entry["digest"] for entry in listed}
+    held = preloaded() if order.storage == "overlay" else None
+    base, known = None, set[str]()
+    if order.our_base and BASE in entries:
+        # A digest is no tag, and our own store knows the image by another; what is asked for was compared before.
+        base = order.our_base if "@" not in order.our_base else f"{split(order.our_base)[0]}:pinned"
+        config = parts_of(*_read(fetched, entries[BASE])).config
+        image = PRELOADED_BASE if held is not None and config == held else _pull(fetched, BASE)
+        known.update(diff_ids_of(config))
+        subprocess.run(["buildah", "tag", image, base], check=True, timeout=_CALL_SECONDS)
+    elif order.base_image is None and order.build_pack == "pip" and held is not None:
+        base = PRELOADED_BASE
+    for name, digest in entries.items():
+        if name == BASE:
             continue
-        if name == BASE and order.base_image:
-            image = pulled.stdout.split()[-1]
-            # A digest is no tag; buildah finds it by the image's own.
-            tag = split(order.base_image)[0] if "@" in order.base_image else order.base_image
-            subprocess.run(["buildah", "tag", image, tag], check=True, timeout=_CALL_SECONDS)
-        manifest = blob_file(fetched, entry["digest"]).read_bytes()
-        known.update(parts_of(manifest, lambda digest: blob_file(fetched, digest).read_bytes()).diff_ids)
-    return frozenset(known)
+        try:
+            _pull(fetched, name)
+        except subprocess.CalledProcessError as error:
+            say("fetching", f"The layers of an earlier build cannot be used: {(error.stderr or '').strip()[-300:]}")
+            break
+        known.update(parts_of(*_read(fetched, digest)).diff_ids)
+    return Restored(base, frozenset(known))
 
 
-def build(order: PodOrder, work: Path) -> int:
+def _read(fetched: Path, digest: str) -> tuple[bytes, Callable[[str], bytes]]:
+    """A manifest that was fetched, and how to read what it names."""
+    return blob_file(fetched, digest).read_bytes(), lambda named: blob_file(fetched, named).read_bytes()
+
+
+def _pull(fetched: Path, name: str) -> str:
+    """Take an image out of what was fetched; its id."""
+    command = ["buildah", "pull", "--quiet", f"oci:{fetched}:{name}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_CALL_SECONDS, check=True)
+    return done.stdout.split()[-1]
+
+
+def build(order: PodOrder, work: Path, base_image: str | None) -> int:
     """Run repo2docker in a process of its own; its exit code, or one of ours for a limit."""
     child = ChildOrder(
         parent=os.getpid(),
@@ -121,7 +154,7 @@ def build(order: PodOrder, work: Path) -> int:
         image=order.image,
         engine="buildah",
         build_pack=order.build_pack,
-        base_image=order.base_image,
+        base_image=base_image,
         push=False,
         memory_limit=order.memory_limit,
         auth_file=None,
@@ -184,59 +217,20 @@ def export(order: PodOrder, folder: Path, reused: frozenset[str]) -> None:
         say("building", line)
     if order.write_cache:
         (folder / STEPS).mkdir(exist_ok=True)
-        for number, config in enumerate(steps(order.image)):
+        for number, config in enumerate(_steps(order.image)):
             (folder / STEPS / f"{number}.json").write_bytes(config)
     # Whoever pushes is another user.
     for path in (folder, *folder.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
 
 
-def steps(image: str) -> list[bytes]:
-    """The configurations of the images that `--layers` kept on the way to `image`, in their order.
-
-    Read from the storage (containers/storage's `<driver>-images/<id>/=<base64 of the name>`): asking buildah for each
-    takes seconds.
-    """
-    found = subprocess.run(
-        ["buildah", "inspect", "--type", "image", "--format", "{{.FromImageID}}", image],
-        capture_output=True,
-        text=True,
-        timeout=_CALL_SECONDS,
-        check=True,
-    ).stdout.strip()
-    information = json.loads(
-        subprocess.run(["buildah", "info"], capture_output=True, timeout=_CALL_SECONDS, check=True).stdout
-    )["store"]
-    images = Path(information["GraphRoot"]) / f"{information['GraphDriverName']}-images"
-    configs = {entry.name: config for entry in images.iterdir() if (config := _config(entry)) is not None}
-    final = configs.pop(found, None)
-    if final is None:
-        return []
-    led = [config for config in configs.values() if _leads_to(config, final)]
-    return sorted(led, key=lambda config: len(_history(config)))
-
-
-def _config(image: Path) -> bytes | None:
-    name = base64.b64encode(f"sha256:{image.name}".encode()).decode()
-    try:
-        return (image / f"={name}").read_bytes()
-    except OSError:
-        return None
-
-
-def _leads_to(config: bytes, final: bytes) -> bool:
-    """Whether one image's history is the beginning of another's."""
-    try:
-        layers, all_layers = diff_ids_of(config), diff_ids_of(final)
-    except BadLayout:
-        return False
-    history, whole = _history(config), _history(final)
-    return all_layers[: len(layers)] == layers and 0 < len(history) < len(whole) and whole[: len(history)] == history
-
-
-def _history(config: bytes) -> list[Any]:
-    history = json.loads(config).get("history") or []
-    return history if isinstance(history, list) else []
+def _steps(image: str) -> list[bytes]:
+    """The configurations of the images on the way to `image`."""
+    inspected = ["buildah", "inspect", "--type", "image", "--format", "{{.FromImageID}}", image]
+    found = subprocess.run(inspected, capture_output=True, text=True, timeout=_CALL_SECONDS, check=True).stdout.strip()
+    asked = subprocess.run(["buildah", "info"], capture_output=True, timeout=_CALL_SECONDS, check=True).stdout
+    storage = json.loads(asked)["store"]
+    return steps(Path(storage["GraphRoot"]) / f"{storage['GraphDriverName']}-images", found)
 
 
 def _write(message: str, failed: ChildFailure) -> None:

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 
 from prebinder.builders.kubernetes import wire
@@ -18,18 +19,23 @@ from prebinder.builders.kubernetes.wire import CACHE_TAG, PodOrder
 from prebinder.model.failure import RegistryError
 from prebinder.pod.layout import (
     JSON_LIMIT,
+    OCI_CONFIG,
     OCI_INDEX,
+    OCI_LAYER,
+    OCI_MANIFEST,
     BadLayout,
     Descriptor,
     ImageParts,
     add_to_index,
     blob_file,
     descriptor,
+    diff_ids_of,
     parts_of,
     read_json,
 )
 from prebinder.pod.registry import open_registry
 from prebinder.pod.say import report, say
+from prebinder.pod.store import begins_with, preloaded
 from prebinder.registry.blobs import BlobRegistry
 
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
@@ -55,25 +61,25 @@ async def fetch(order: PodOrder, folder: Path, credentials: Path = Path(wire.CRE
     Raises RegistryError.
     """
     (folder / "blobs" / "sha256").mkdir(parents=True, exist_ok=True)
+    held = preloaded() if order.storage == "overlay" else None
     entries: dict[str, Descriptor] = {}
-    name, found = "", None
+    base: tuple[str, ...] = diff_ids_of(held) if held and order.base_image is None and order.build_pack == "pip" else ()
     async with open_registry(order, credentials) as registry:
         if order.our_base:
             name, reference = split(order.our_base)
             found = await base_manifest(registry, name, reference)
             if found is None:
                 raise RegistryError(f"The registry has no base image {order.our_base}. Set builder.base_image.")
-            await _image(registry, name, found, folder)
-            entries[BASE] = found[0]
+            parts = await image_parts(registry, name, found[1])
+            base = parts.diff_ids
+            entries[BASE] = await _image(registry, name, parts, folder, there=base if parts.config == held else ())
         if order.read_cache:
-            # The base image is above; steps on another base would be of no use.
-            base = {d.digest for d in (await image_parts(registry, name, found[1])).layers} if found else set()
+            # The base image is in the storage by then; steps on another base are of no use.
             with contextlib.suppress(RegistryError, BadLayout):
-                for number, step in enumerate(await cached_steps(registry, order.image_name)):
-                    parts = await image_parts(registry, order.image_name, step[1])
-                    if base <= {d.digest for d in parts.layers}:
-                        await _image(registry, order.image_name, step, folder)
-                        entries[str(number)] = step[0]
+                for number, (_, manifest) in enumerate(await cached_steps(registry, order.image_name)):
+                    parts = await image_parts(registry, order.image_name, manifest)
+                    if begins_with(parts.diff_ids, base):
+                        entries[str(number)] = await _image(registry, order.image_name, parts, folder, there=base)
     add_to_index(folder, entries)
     if len(entries) > (BASE in entries):
         say("fetching", "Fetched the layers of an earlier build.")
@@ -128,20 +134,39 @@ async def image_parts(registry: BlobRegistry, name: str, manifest: bytes) -> Ima
     return parts_of(manifest, lambda _: content)
 
 
-async def _image(registry: BlobRegistry, name: str, found: tuple[Descriptor, bytes], folder: Path) -> None:
-    described, manifest = found
-    value = json.loads(manifest)
+async def _image(
+    registry: BlobRegistry, name: str, parts: ImageParts, folder: Path, *, there: Sequence[str]
+) -> Descriptor:
+    """Write an image into the layout, but for its first layers in `there`: buildah finds them in its storage by the
+    digest of their tar."""
+    layers = [
+        Descriptor(OCI_LAYER, diff_id, 0) if number < len(there) else layer
+        for number, (layer, diff_id) in enumerate(zip(parts.layers, parts.diff_ids, strict=True))
+    ]
     at_once = asyncio.Semaphore(_AT_ONCE)
 
-    async def blob(digest: str) -> None:
-        target = blob_file(folder, digest)
+    async def blob(layer: Descriptor) -> None:
+        target = blob_file(folder, layer.digest)
         if not target.exists():
             async with at_once:
-                await registry.download(name, digest, target)
+                await registry.download(name, layer.digest, target)
 
-    wanted = [descriptor(value["config"]), *map(descriptor, value["layers"])]
-    await asyncio.gather(*(blob(d) for d in dict.fromkeys(d.digest for d in wanted)))
-    blob_file(folder, described.digest).write_bytes(manifest)
+    await asyncio.gather(*(blob(layer) for layer in dict.fromkeys(layers[len(there) :])))
+    config = Descriptor(OCI_CONFIG, _write(folder, parts.config), len(parts.config))
+    body = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": config.to_json(),
+        "layers": [layer.to_json() for layer in layers],
+    }
+    manifest = json.dumps(body).encode()
+    return Descriptor(OCI_MANIFEST, _write(folder, manifest), len(manifest))
+
+
+def _write(folder: Path, content: bytes) -> str:
+    digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+    blob_file(folder, digest).write_bytes(content)
+    return digest
 
 
 def _described(media_type: str, content: bytes) -> Descriptor:

@@ -31,6 +31,7 @@ REF_NAME = "org.opencontainers.image.ref.name"
 JSON_LIMIT = 8 * 2**20
 _LAYERS = 1000
 _CHUNK = 2**20
+_OCI_TYPES = {DOCKER_LAYER_GZIP: OCI_LAYER_GZIP}
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
@@ -145,13 +146,13 @@ def read_json(content: bytes, what: str) -> dict[str, Any]:
 
 
 def descriptor(value: Mapping[str, Any]) -> Descriptor:
-    """Raises BadLayout."""
+    """A blob, its type as OCI calls it. Raises BadLayout."""
     media_type, digest, size = value.get("mediaType", ""), value.get("digest"), value.get("size")
     if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
         raise BadLayout("a digest is not a SHA-256 digest")
     if not isinstance(size, int) or size < 0 or not isinstance(media_type, str):
         raise BadLayout("a descriptor has no size or type")
-    return Descriptor(media_type, digest, size)
+    return Descriptor(_OCI_TYPES.get(media_type, media_type), digest, size)
 
 
 def parts_of(manifest: bytes, read: Any) -> ImageParts:

@@ -26,7 +26,6 @@ from prebinder.model.failure import PrebinderError, RegistryError
 from prebinder.pod.build import FINAL, LAYOUT, STEPS
 from prebinder.pod.fetch import STEPS_LIMIT, base_manifest, cached_steps, image_parts, split
 from prebinder.pod.layout import (
-    DOCKER_LAYER_GZIP,
     JSON_LIMIT,
     OCI_CONFIG,
     OCI_INDEX,
@@ -45,7 +44,6 @@ from prebinder.pod.say import report, say
 from prebinder.registry.blobs import BlobRegistry
 
 _AT_ONCE = 4
-_OCI_TYPES = {DOCKER_LAYER_GZIP: OCI_LAYER_GZIP}
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +135,7 @@ async def _layer(
     there = known.get(diff_id)
     if there is None:
         raise RegistryError(f"The layer {diff_id} was taken from the registry, which no longer has it.")
-    real = Descriptor(
-        _OCI_TYPES.get(there.layer.media_type, there.layer.media_type), there.layer.digest, there.layer.size
-    )
+    real = there.layer
     if not await registry.has_blob(order.image_name, real.digest) and not await registry.mount(
         order.image_name, real.digest, there.name
     ):

@@ -100,6 +100,7 @@ def order_for_pod(
         processes=kubernetes.processes,
         insecure=registry.insecure,
         registry_timeout=registry.timeout,
+        storage="overlay" if kubernetes.user_namespaces else "vfs",
         read_cache=kubernetes.layer_cache,
         write_cache=kubernetes.layer_cache and not is_revision(order.ref),
     )
@@ -209,7 +210,6 @@ def _build(said: Manifest, order: BuildOrder, kubernetes: KubernetesConfig) -> M
     else:
         # Steps run in a chroot with mounts of their own, which the default filter refuses without SYS_ADMIN.
         security["seccompProfile"] = {"type": "Unconfined"}
-        container["env"] = [*container["env"], {"name": "STORAGE_DRIVER", "value": "vfs"}]
     return {
         **container,
         "securityContext": security,
@@ -225,7 +225,10 @@ def _push(said: Manifest, kubernetes: KubernetesConfig) -> Manifest:
     return {
         **_container(Role.PUSH, said, kubernetes, mounts),
         "securityContext": _harmless(),
-        "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": str(_PUSH_MEMORY)}},
+        "resources": {
+            "requests": {"cpu": _cores(min(0.05, kubernetes.cpu_request)), "memory": "64Mi"},
+            "limits": {"memory": str(_PUSH_MEMORY)},
+        },
     }
 
 

@@ -7,6 +7,7 @@ The order comes as the environment variable `PREBINDER_ORDER` (JSON). The build 
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -17,6 +18,10 @@ CACHE_TAG = "buildcache"
 # Exit codes of the build container beyond repo2docker's 0 and 1.
 EXIT_TIMEOUT = 124
 EXIT_LOG = 125
+
+# The store in the builder image that holds the base image of pip builds (images/build.py, `preload`), and its name.
+PRELOADED = "/usr/lib/containers/storage"
+PRELOADED_BASE = "localhost/prebinder/base:latest"
 
 # Where the pod's volumes are.
 STORAGE = "/var/lib/containers"
@@ -58,6 +63,8 @@ class PodOrder(BaseModel):
     insecure: bool
     """The registry speaks plain HTTP."""
     registry_timeout: float
+    storage: Literal["overlay", "vfs"]
+    """How buildah keeps layers. With `overlay` builds may stand on the base image that the builder image holds."""
     read_cache: bool
     write_cache: bool
 

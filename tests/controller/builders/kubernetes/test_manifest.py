@@ -123,7 +123,7 @@ def test_without_user_namespaces_nothing_is_added_silently() -> None:
     build = containers(spec)["build"]
     assert spec["hostUsers"] is True
     assert "SYS_ADMIN" not in build["securityContext"]["capabilities"]["add"]
-    assert {"name": "STORAGE_DRIVER", "value": "vfs"} in build["env"]
+    assert told(build).storage == "vfs"
     assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, "loosened for the build alone"
 
 
