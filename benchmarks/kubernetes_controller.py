@@ -32,8 +32,8 @@ from prebinder.model.images import ImageName, image_name
 from prebinder.model.spec import Provider, Repository, git_url
 from prebinder.reconcile import Controller
 from tests.support.memory_host import MemoryHost
+from tests.support.pod_scripts import DIGEST, clone_url
 from tests.support.scripted_builder import Shelf
-from tests.support.scripted_pod import DIGEST, clone_url
 
 COURSE = git_url("https://memory.invalid/course")
 SCRIPT = f"case $ROLE in build) log building Building; sleep 1800;; push) pushed {DIGEST};; esac"

@@ -13,7 +13,6 @@ The image is busybox from Debian's packages: 2 MB.
 
 from __future__ import annotations
 
-import base64
 import fcntl
 import hashlib
 import io
@@ -33,8 +32,10 @@ from prebinder.builders.base import BuildOrder
 from prebinder.model.images import ImageName
 from prebinder.model.spec import git_url
 from tests.support.kube import Cluster
+from tests.support.pod_scripts import DIGEST, clone_url
 
-DIGEST = "sha256:" + "ab" * 32
+__all__ = ["DIGEST", "clone_url", "load_scripted_image", "scripted_image", "scripted_order"]
+
 NAME = "localhost/prebinder-scripted-pod"
 _TOOLS = (
     "sh",
@@ -65,11 +66,6 @@ problem() { printf '{"problem":"%s"}' "$1" > /dev/termination-log; }
 eval "$(field clone_url | sed 's#.*/##; s#_#/#g' | base64 -d)"
 """
 _numbers = itertools.count(1)
-
-
-def clone_url(script: str) -> str:
-    """What makes a pod of the scripted image run this."""
-    return "https://script.invalid/" + base64.b64encode(script.encode()).decode().replace("/", "_")
 
 
 def scripted_order(script: str, revision: str | None = None, **more: Any) -> BuildOrder:

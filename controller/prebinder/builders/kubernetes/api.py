@@ -36,7 +36,7 @@ EVENTS = "api/v1", "events"
 _ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _CALL_SECONDS = 15.0
 _CONNECT_SECONDS = 5.0
-_PAGE = 100  # a page is held as text and as objects at once
+_PAGE = 100
 _CHUNK = 64 * 1024
 _MESSAGE_LIMIT = 500
 
@@ -126,14 +126,22 @@ class Api:
     async def all(self, kind: tuple[str, str], selector: str) -> tuple[list[Object], str]:
         """All objects with these labels, and the resource version from which to watch."""
         items: list[Object] = []
+        version = ""
+        async for some, at in self.pages(kind, selector):
+            items, version = items + some, at
+        return items, version
+
+    async def pages(self, kind: tuple[str, str], selector: str) -> AsyncGenerator[tuple[list[Object], str], None]:
+        """All objects with these labels, some at a time: a thousand at once would be 50 MB. With each page, the
+        resource version from which to watch."""
         query = {"labelSelector": selector, "limit": str(_PAGE)}
         while True:
             page = await self._json("GET", self._path(kind), query)
-            items += page.get("items") or []
-            more = page["metadata"].get("continue")
-            if not more:
-                return items, page["metadata"]["resourceVersion"]
-            query["continue"] = more
+            metadata = page["metadata"]
+            yield page.get("items") or [], metadata["resourceVersion"]
+            if not metadata.get("continue"):
+                return
+            query["continue"] = metadata["continue"]
 
     async def watch(
         self, kind: tuple[str, str], selector: str, version: str, *, seconds: int, idle: float

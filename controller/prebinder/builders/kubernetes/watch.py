@@ -154,14 +154,17 @@ class Watch:
                 pause = min(2 * pause, _PAUSE_MOST)
 
     async def _list(self, kind: tuple[str, str]) -> str:
-        items, version = await self._api.all(kind, self._selector)
-        keep = {item["metadata"]["name"] for item in items}
+        version, keep = "", set[str]()
+        async with contextlib.aclosing(self._api.pages(kind, self._selector)) as pages:
+            async for items, at in pages:
+                version = at
+                keep |= {item["metadata"]["name"] for item in items}
+                for item in items:
+                    self._put(kind, item)
         for name, place in list(self._places.items()):
             have = place.pods.keys() if kind == PODS else ({name} if place.job else set())
             for gone in have - keep:
                 self._remove(kind, name, gone)
-        for item in items:
-            self._put(kind, item)
         self._heard(kind)
         self._listed[kind] = True
         if all(self._listed.values()):

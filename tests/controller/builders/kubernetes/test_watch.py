@@ -44,12 +44,14 @@ class ScriptedApi:
         self.watches: list[tuple[tuple[str, str], str]] = []
         self.away: Exception | None = None
 
-    async def all(self, kind: tuple[str, str], selector: str) -> tuple[list[Object], str]:
+    async def pages(self, kind: tuple[str, str], selector: str) -> AsyncGenerator[tuple[list[Object], str], None]:
         assert selector == "the=selector"
         self.lists.append(kind)
         if self.away:
             raise self.away
-        return list(self.held[kind]), "100"
+        for item in self.held[kind]:
+            yield [item], "100"
+        yield [], "100"
 
     async def watch(
         self, kind: tuple[str, str], selector: str, version: str, *, seconds: int, idle: float
