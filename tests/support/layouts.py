@@ -37,13 +37,15 @@ class Layer:
         return sha256(self.blob)
 
 
-def layer(text: str) -> Layer:
-    content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode="w") as tar:
+def layer(text: str, content: bytes | None = None) -> Layer:
+    """A layer with the file `<text>.txt`, which holds `text` if nothing else."""
+    content = text.encode() if content is None else content
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
         member = tarfile.TarInfo(f"{text}.txt")
-        member.size = len(text)
-        tar.addfile(member, io.BytesIO(text.encode()))
-    return Layer(content.getvalue(), gzip.compress(content.getvalue(), mtime=0))
+        member.size = len(content)
+        tar.addfile(member, io.BytesIO(content))
+    return Layer(packed.getvalue(), gzip.compress(packed.getvalue(), mtime=0))
 
 
 def configuration(layers: Sequence[Layer], created_by: Sequence[str] = ()) -> bytes:

@@ -117,19 +117,19 @@ class BlobRegistry(OCIRegistry):
         """Push a blob of `size` bytes; `content` gives them, anew for each attempt. Raises RegistryError."""
         path = self._repository(name)
         scope = f"repository:{path}:pull,push"
-        answer = await self._ask("POST", f"{path}/blobs/uploads/", scope, {"Content-Length": "0"})
-        self._check(answer, f"asked to take a layer of {name}")
-        place = answer.url.join(answer.headers.get("Location", "")).copy_merge_params({"digest": digest})
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
-        ours = place.host == answer.url.host and place.port == answer.url.port
-        if ours:
-            answer = await self._ask("PUT", str(place), scope, headers, content, _UPLOAD_SECONDS)
-        else:
-            try:
-                answer = await self._client.put(place, headers=headers, content=content(), timeout=_UPLOAD_SECONDS)
-            except httpx.HTTPError as error:
-                raise RegistryError(f"The registry {self.host} sent us to {place.host}: {error}.") from None
-        self._check(answer, f"given a layer of {name}")
+
+        async def once() -> httpx.Response:
+            # What went wrong in mid-upload ended the upload: another attempt is another upload.
+            begun = await self._ask_once("POST", f"{path}/blobs/uploads/", scope, {"Content-Length": "0"})
+            if not begun.is_success:
+                return begun
+            place = begun.url.join(begun.headers.get("Location", "")).copy_merge_params({"digest": digest})
+            if place.host == begun.url.host and place.port == begun.url.port:
+                return await self._ask_once("PUT", str(place), scope, headers, content, _UPLOAD_SECONDS)
+            return await self._client.put(place, headers=headers, content=content(), timeout=_UPLOAD_SECONDS)
+
+        self._check(await self._attempts(once), f"given a layer of {name}")
 
     async def put_manifest(self, name: str, reference: str, media_type: str, body: bytes) -> str:
         """Push a manifest or index and look at it again; its digest. Raises RegistryError."""

@@ -11,10 +11,11 @@ Source: OCI distribution specification 1.1 (manifests, errors), and the token fl
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -136,21 +137,20 @@ class OCIRegistry:
         scope: str | None,
         headers: dict[str, str],
         content: Content | None = None,
-        timeout: float | None = None,
     ) -> httpx.Response:
-        """One question, asked again with what the registry's challenge wants, and after passing troubles.
+        """One question, asked again after passing troubles; `content` gives the body anew each time."""
+        return await self._attempts(lambda: self._ask_once(method, path, scope, headers, content))
 
-        `timeout` is for answers that a registry takes long for (an upload's end); `content` gives the body anew each
-        time.
-        """
+    async def _attempts(self, once: Callable[[], Awaitable[httpx.Response]]) -> httpx.Response:
+        """The answer to what `once` asks, which is done again after passing troubles. Raises RegistryError."""
         try:
             async for attempt in stamina.retry_context(
                 on=(_Again, httpx.TransportError), attempts=_ATTEMPTS, wait_initial=0.1, wait_max=1.0, timeout=None
             ):
                 with attempt:
-                    answer = await self._ask_once(method, path, scope, headers, content, timeout)
+                    answer = await once()
                     if answer.status_code >= 500 or answer.status_code == 429:
-                        raise _Again(f"answered {answer.status_code}")
+                        raise _Again(f"answered {answer.status_code}{_reason(answer)}")
                     return answer
         except httpx.TimeoutException:
             reason = f"did not answer within {self._timeout:.0f} s"
@@ -159,7 +159,7 @@ class OCIRegistry:
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             reason = f"answered what is not HTTP ({type(error).__name__})"
         except _Again as error:
-            reason = str(error)
+            raise RegistryError(f"The registry {self.host} {error}. Look at its log and its disk.") from None
         else:  # pragma: no cover - retry_context either returns or raises
             raise AssertionError
         raise RegistryError(f"The registry {self.host} {reason}. Check registry.prefix and that it runs.")
@@ -173,6 +173,10 @@ class OCIRegistry:
         content: Content | None = None,
         timeout: float | None = None,
     ) -> httpx.Response:
+        """One question, asked again with what the registry's challenge wants.
+
+        `timeout`, in seconds, is for answers that a registry takes long for.
+        """
         async def send() -> httpx.Response:
             return await self._client.request(
                 method,
@@ -298,6 +302,9 @@ def _reason(answer: httpx.Response) -> str:
     """What the registry says of an error (distribution specification, "Error codes"), short."""
     try:
         error = answer.json()["errors"][0]
-        return f": {str(error.get('message') or error.get('code'))[:200]}"
+        said = str(error.get("message") or error.get("code"))[:200]
+        # The distribution project's registry: the system's words, or its number. Paths of its machine are not for all.
+        full = re.search(rf"no space left on device|'Err': {errno.ENOSPC}\b", str(error.get("detail")))
+        return ": it has no room left" if full else f": {said}"
     except (ValueError, LookupError, TypeError, AttributeError):
         return ""

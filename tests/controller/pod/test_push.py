@@ -5,7 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import os
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -288,6 +289,30 @@ async def test_a_registry_that_shows_another_image_than_was_pushed_is_not_believ
         order = pod_order(url.removeprefix("http://"), write_cache=False, read_cache=False)
         with pytest.raises(RegistryError, match="shows another image"):
             await push(order, left.folder)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MB."""
+    if os.geteuid() != 0:
+        pytest.skip("a small file system can only be mounted by root")
+    folder = tmp_path / "small"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", folder], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+async def test_a_registry_without_room_is_told_as_such_and_has_no_image(small: Path, tmp_path: Path) -> None:
+    large = layer("large", os.urandom(3 * 2**20))
+    left = Left(tmp_path / "image", [BOTTOM, large])
+    with running_registry(small) as registry:
+        order = pod_order(registry.host, write_cache=False, read_cache=False)
+        with pytest.raises(RegistryError, match="no room left"):
+            await push(order, left.folder)
+        assert not exists(registry, order)
 
 
 async def test_a_registry_that_is_away_is_told_as_such(tmp_path: Path) -> None:
