@@ -177,6 +177,7 @@ class OCIRegistry:
 
         `timeout`, in seconds, is for answers that a registry takes long for.
         """
+
         async def send() -> httpx.Response:
             return await self._client.request(
                 method,
