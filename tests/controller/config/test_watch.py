@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import structlog
+
 from prebinder.config import Configuration, LiveConfiguration, load
 from tests.support.controller import until
 
@@ -32,6 +34,23 @@ def test_an_invalid_file_keeps_the_last_good_one_and_says_so(tmp_path: Path) -> 
     path.write_text("site: {title: Two}")
     assert live.reload()
     assert (live.current.site.title, live.problem) == ("Two", None)
+
+
+def test_what_needs_a_restart_is_named_until_it_is_as_before(tmp_path: Path) -> None:
+    path = tmp_path / "prebinder.yaml"
+    path.write_text("site: {title: One}")
+    live = LiveConfiguration(load(path), path)
+    path.write_text("site: {title: Two}\nbuilder: {kind: kubernetes}\nlimits: {parallel: 3}")
+    with structlog.testing.capture_logs() as said:
+        assert live.reload()
+    assert live.current.limits.parallel == 3
+    assert [(e["event"], e.get("sections")) for e in said if e["log_level"] == "warning"] == [
+        ("configuration.restart_needed", ["site", "builder.kind"])
+    ]
+    path.write_text("site: {title: One}\nlimits: {parallel: 2}")
+    with structlog.testing.capture_logs() as said:
+        assert live.reload()
+    assert [e["event"] for e in said] == ["configuration.loaded"]
 
 
 async def test_changes_of_the_file_are_told_until_we_stop(tmp_path: Path) -> None:
