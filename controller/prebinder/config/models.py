@@ -204,7 +204,8 @@ class BuilderConfig(Section):
     build_pack: Literal["auto", "pip"] = "auto"
     """Default for repositories that do not choose."""
     base_image: str | None = None
-    """Base image of builds; repo2docker's own for `auto`, and a slim Python for `pip`, when not set."""
+    """Base image of builds. When not set: for `auto` repo2docker's own; for `pip` a slim Python, which on Kubernetes
+    is the one that the builder image holds, so that no build unpacks any."""
     content_providers: tuple[Literal["git", "all"], ...] = ("git",)
     """repo2docker content providers: `git` alone, or `all` (archives such as Zenodo; needs the internet)."""
     kubernetes: KubernetesConfig = KubernetesConfig()
