@@ -1,4 +1,4 @@
-"""Builds on Kubernetes: how soon a push is a Job, what a busy controller costs, and what the layer cache saves.
+"""Kubernetes: how soon a push is a Job, what a busy controller costs, what the layer cache saves, what a click costs.
 
     python -m benchmarks.kubernetes            KUBECONFIG, or KUBE_UP, as for the tests (tests/support/kube.py)
 
@@ -24,6 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from benchmarks import kubernetes_clicks
 from benchmarks.machine import describe_machine
 from benchmarks.report import Row
 from prebinder.builders.base import BuildOrder
@@ -48,7 +49,7 @@ _BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
 
 
 def measure() -> list[Row]:
-    """Run it all; takes about ten minutes."""
+    """Run it all; takes about ten minutes, and some more when images have to be built."""
     with reached() as cluster, tempfile.TemporaryDirectory(prefix="prebinder-bench-") as folder:
         os.environ["KUBECONFIG"] = str(cluster.kubeconfig)
         image = load_scripted_image(cluster)
@@ -56,7 +57,7 @@ def measure() -> list[Row]:
             rows = _busy(cluster, Path(folder), namespace, image)
         with fresh_namespace(cluster, "bench-cache") as namespace:
             rows += asyncio.run(_layer_cache(cluster, Path(folder), namespace))
-        return rows
+        return rows + kubernetes_clicks.measure(cluster)
 
 
 # A busy controller

@@ -199,9 +199,9 @@ class Installed:
             text=True,
         )
 
-    def python(self, script: str, *arguments: str) -> str:
+    def python(self, script: str, *arguments: str, seconds: float = 120) -> str:
         """The same, to its end."""
-        out, err = self._python(script, *arguments).communicate(timeout=120)
+        out, err = self._python(script, *arguments).communicate(timeout=seconds)
         assert out, err
         return out.strip()
 

@@ -26,7 +26,15 @@ from tests.support.kube import Cluster
 ROOT = Path(__file__).resolve().parents[2]
 _PATH = "prebinder-tests"
 _MANIFEST = "application/vnd.oci.image.manifest.v1+json"
-_SOURCES = ("controller", "launcher-site", "images", "tests/charts/server", "tests/charts/postgresql", "pyproject.toml")
+_SOURCES = (
+    "controller",
+    "launcher-site",
+    "images",
+    "tests/charts/server",
+    "tests/charts/postgresql",
+    "tests/charts/registry",
+    "pyproject.toml",
+)
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,11 @@ class BuildImages:
 @pytest.fixture(scope="session")
 def images(cluster: Cluster) -> Images:
     """The images, by digest. The first time takes minutes, later on seconds where layers are cached."""
+    return images_in(cluster)
+
+
+def images_in(cluster: Cluster) -> Images:
+    """Build and push them, where the cluster's registry does not have them."""
     registry = _registry(cluster)
     server = str(ROOT / "tests/charts/server")
     return Images(registry, **_built(registry, {"prebinder": "prebinder", "hub": "hub", "server": server}))
@@ -58,12 +71,12 @@ def images(cluster: Cluster) -> Images:
 
 @pytest.fixture(scope="session")
 def build_images(cluster: Cluster) -> BuildImages:
-    """The same for builds."""
+    """What builds need, likewise."""
     return build_images_in(cluster)
 
 
 def build_images_in(cluster: Cluster) -> BuildImages:
-    """Build and push them, where the cluster's registry does not have them."""
+    """The same for builds."""
     return BuildImages(**_built(_registry(cluster), {"builder": "builder", "base": "base"}))
 
 
@@ -71,6 +84,12 @@ def build_images_in(cluster: Cluster) -> BuildImages:
 def postgresql_image(cluster: Cluster) -> str:
     """A PostgreSQL that runs as anybody."""
     return _built(_registry(cluster), {"postgresql": str(ROOT / "tests/charts/postgresql")})["postgresql"]
+
+
+@pytest.fixture(scope="session")
+def registry_image(cluster: Cluster) -> str:
+    """A registry that runs as anybody."""
+    return _built(_registry(cluster), {"registry": str(ROOT / "tests/charts/registry")})["registry"]
 
 
 def _registry(cluster: Cluster) -> str:
