@@ -34,8 +34,9 @@ yaml-language-server complete and check the file when its first line is
 - Durations are seconds or text such as `300ms`, `30s`, `10m`, `7d`; sizes are bytes or text such as `500M`, `4Gi`.
 - Secrets are never written into the file, only where they are: `{env: NAME}` or `{file: PATH}`.
 - The file is read again when it changes. An invalid new file is not used: the last good one stays in force, and the
-  log, `prebinder status` and the status page say so. What is read once needs a restart: `builder.kind`, and all of
-  `controller`, `hosts`, `hub`, `ledger`, `registry` and `site` but secrets. The log says `configuration.restart_needed`.
+  log, `prebinder status` and the status page say so. What is read once needs a restart: `builder.kind`, `controller`,
+  `hosts`, `hub`, `ledger`, `polling.click_budget`, `polling.stale_after`, `registry` and `site`, but for secrets. On
+  Kubernetes the chart restarts what has to be; elsewhere the log says `configuration.restart_needed`.
 
 """
 

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from prebinder.config import parse
+from prebinder.config.watch import CONTROLLER_READS_ONCE, ENDPOINT_READS_ONCE
 from prebinder_site import jupyterhub
 from tests.support.chart import CHART, ROOT
 from tests.support.values import LEAST, TABLE, merged
@@ -133,6 +134,53 @@ def test_a_change_of_the_configuration_changes_no_pod() -> None:
     for _, spec in pod_specs(before):
         mounts = [m for c in spec["containers"] for m in c["volumeMounts"]]
         assert all("subPath" not in m for m in mounts)
+
+
+def replaced_by(change: dict[str, Any]) -> set[str]:
+    """The halves whose pods a changed configuration replaces."""
+    before, after = render({}), render({"config": change})
+    return {
+        half
+        for half in ("controller", "endpoint")
+        if one(before, "Deployment", f"pb-prebinder-{half}") != one(after, "Deployment", f"pb-prebinder-{half}")
+    }
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("builder.kind", "local"),
+        ("controller", {"url": "http://elsewhere.example.org"}),
+        ("hosts", {"timeout": 7}),
+        ("hub", {"max_servers": 5}),
+        ("ledger", {"url": "postgresql://a@b/c"}),
+        ("polling.click_budget", 0.5),
+        ("polling.stale_after", 77),
+        ("registry", {"prefix": "other.example.org/binder/"}),
+        ("site", {"title": "Mine"}),
+    ],
+)
+def test_what_a_half_reads_once_replaces_its_pods(key: str, value: Any) -> None:
+    section, _, name = key.partition(".")
+    change = {section: {name: value} if name else value}
+    reads = {"controller": CONTROLLER_READS_ONCE, "endpoint": ENDPOINT_READS_ONCE}
+    assert replaced_by(change) == {half for half, keys in reads.items() if key in keys}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"repositories": [{"github": "c/d"}]},
+        {"limits": {"parallel": 9}},
+        {"on_demand": "none"},
+        {"polling": {"interval": 99}},
+        {"builder": {"build_pack": "pip", "kubernetes": {"cpu_request": 0.7}}},
+        {"prepull": {"enabled": False}},
+    ],
+    ids=str,
+)
+def test_anything_else_replaces_none(change: dict[str, Any]) -> None:
+    assert replaced_by(change) == set()
 
 
 @pytest.mark.parametrize("name", TABLE)

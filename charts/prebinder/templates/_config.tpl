@@ -66,3 +66,23 @@ filled in here. Returns YAML.
 {{- define "prebinder.controller.port" -}}
 {{- dig "controller" "port" 8587 .Values.config -}}
 {{- end -}}
+
+{{/*
+Annotations of the pods of a half (controller, endpoint), given with the chart and `podAnnotations`. What it reads once
+(prebinder/config/watch.py) is in a checksum: a change of it replaces the pods; any other change is picked up by the
+running ones.
+*/}}
+{{- define "prebinder.annotations" -}}
+{{- $config := include "prebinder.config" .top | fromYaml -}}
+{{- $once := pick $config "controller" "hosts" "registry" -}}
+{{- if eq .half "controller" -}}
+{{- $once = merge $once (pick $config "ledger") (dict "kind" $config.builder.kind) -}}
+{{- else -}}
+{{- $polling := pick (default dict $config.polling) "click_budget" "stale_after" -}}
+{{- $once = merge $once (pick $config "hub" "site") (dict "polling" $polling) -}}
+{{- end -}}
+prebinder/read-once: {{ toJson $once | sha256sum | trunc 16 | quote }}
+{{- with .annotations }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}

@@ -17,6 +17,7 @@ from prebinder.builders.base import Builder
 from prebinder.config import LiveConfiguration, load
 from prebinder.config.models import SecretRef
 from prebinder.config.state import StateFolder
+from prebinder.config.watch import CONTROLLER_READS_ONCE
 from prebinder.hosts.table import create_hosts
 from prebinder.model.failure import ConfigurationError, EngineError
 from prebinder.onemachine.base_image import pip_base_image
@@ -32,7 +33,7 @@ async def run_controller(path: Path, state_root: Path) -> int:
     state = StateFolder(state_root)
     state.create()
     state.see_space()
-    live = LiveConfiguration(load(path), path)
+    live = LiveConfiguration(load(path), path, read_once=CONTROLLER_READS_ONCE)
     configuration = live.current
     token = _secret(configuration.controller.token)
     if token is None and configuration.controller.address not in ("127.0.0.1", "::1", "localhost"):
@@ -53,6 +54,7 @@ async def run_controller(path: Path, state_root: Path) -> int:
             if lost is None:
                 return 0
             live.reload()
+            configuration = live.start()
         parts.enter_context(exclusive(state))
         images, builder = await _what_builds(live, state, parts)
         hosts = create_hosts(configuration.hosts, state.git_cache)

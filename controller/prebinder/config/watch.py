@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 
 import structlog
@@ -17,8 +18,18 @@ from prebinder.model.failure import ConfigurationError
 log = structlog.get_logger(__name__)
 
 
-_READ_AT_START = ("controller", "hosts", "hub", "ledger", "registry", "site")
-"""Sections of which a part at least is read once. Secrets in them are read each time."""
+# What each half reads once: sections, or keys of them. Secrets in them are read each time. The chart knows them too
+# (charts/prebinder/templates/_config.tpl): a change of them replaces the half's pods.
+CONTROLLER_READS_ONCE = ("builder.kind", "controller", "hosts", "ledger", "registry")
+ENDPOINT_READS_ONCE = (
+    "controller",
+    "hosts",
+    "hub",
+    "polling.click_budget",
+    "polling.stale_after",
+    "registry",
+    "site",
+)
 
 
 @dataclass(slots=True)
@@ -28,6 +39,8 @@ class LiveConfiguration:
     current: Configuration
     path: Path | None = None
     problem: str | None = None
+    read_once: tuple[str, ...] = tuple(sorted({*CONTROLLER_READS_ONCE, *ENDPOINT_READS_ONCE}))
+    """What of it is not in force before a restart."""
     _at_start: Configuration = field(init=False)
 
     def __post_init__(self) -> None:
@@ -48,15 +61,19 @@ class LiveConfiguration:
         changed = new != self.current or self.problem is not None
         if changed:
             log.info("configuration.loaded", repositories=len(new.repositories))
-            if sections := self.waiting(new):
-                log.warning("configuration.restart_needed", sections=sections)
+            if keys := self.waiting(new):
+                log.warning("configuration.restart_needed", keys=keys)
         self.current, self.problem = new, None
         return changed
 
+    def start(self) -> Configuration:
+        """The configuration that is read once, from now on."""
+        self._at_start = self.current
+        return self.current
+
     def waiting(self, new: Configuration) -> list[str]:
         """What differs from the configuration that we started with, and is not in force before a restart."""
-        keys = [name for name in _READ_AT_START if getattr(new, name) != getattr(self._at_start, name)]
-        return keys + (["builder.kind"] if new.builder.kind != self._at_start.builder.kind else [])
+        return [key for key in self.read_once if attrgetter(key)(new) != attrgetter(key)(self._at_start)]
 
     async def follow(self, changed: Callable[[], None], stop: asyncio.Event) -> None:
         """Call `changed` after each change, until `stop` is set.

@@ -44,8 +44,8 @@ def test_what_needs_a_restart_is_named_until_it_is_as_before(tmp_path: Path) -> 
     with structlog.testing.capture_logs() as said:
         assert live.reload()
     assert live.current.limits.parallel == 3
-    assert [(e["event"], e.get("sections")) for e in said if e["log_level"] == "warning"] == [
-        ("configuration.restart_needed", ["site", "builder.kind"])
+    assert [(e["event"], e.get("keys")) for e in said if e["log_level"] == "warning"] == [
+        ("configuration.restart_needed", ["builder.kind", "site"])
     ]
     path.write_text("site: {title: One}\nlimits: {parallel: 2}")
     with structlog.testing.capture_logs() as said:
