@@ -18,13 +18,12 @@ from prebinder import __version__
 from prebinder.builders.base import Builder, BuildOrder
 from prebinder.builders.logs import LogStore
 from prebinder.config import Configuration, LiveConfiguration
-from prebinder.hosts.base import CommitState, Host, RefChanged
+from prebinder.hosts.base import Host, RefChanged
 from prebinder.ledger import BuildEntry, Ledger, Wish
 from prebinder.model.catalogue import BuildSummary, Catalogue, RefKind, RepositoryEntry
 from prebinder.model.events import BuildEvent, BuildRecord, BuildState
 from prebinder.model.failure import HostUnavailable, PrebinderError, RegistryError, WebhookRejected
 from prebinder.model.images import ImageName, image_name
-from prebinder.model.links import launch_path
 from prebinder.model.messages import (
     BuildReply,
     BuildRequest,
@@ -45,6 +44,7 @@ from prebinder.reconcile.publish import RECENT_BUILDS, Publisher, build_summary,
 from prebinder.reconcile.requests import answers, check_build, check_repository
 from prebinder.reconcile.rounds import Rounds
 from prebinder.reconcile.schedule import Schedule
+from prebinder.reconcile.statuses import Statuses
 from prebinder.reconcile.views import RepositoryView
 from prebinder.registry.base import ImageStore
 
@@ -52,13 +52,6 @@ log = structlog.get_logger(__name__)
 
 _DELIVERIES_KEPT = timedelta(days=7)
 _HOOKS = {"github": Provider.GITHUB, "git": Provider.GIT}
-_REPORTED = {
-    BuildState.QUEUED: (CommitState.PENDING, "The image is waiting to be built"),
-    BuildState.RUNNING: (CommitState.PENDING, "The image is being built"),
-    BuildState.READY: (CommitState.SUCCESS, "The image is ready: Binder opens at once"),
-    BuildState.FAILED: (CommitState.FAILURE, ""),
-    BuildState.CANCELLED: (CommitState.ERROR, "The build was cancelled"),
-}
 
 
 def _utc_now() -> datetime:
@@ -94,7 +87,6 @@ class Controller:
         self._started_at = clock()
         self.prepull_status: Callable[[], PrepullStatus] | None = None
         """What pulls images ahead says of itself, for the status."""
-        self._reported: dict[str, tuple[str, CommitState]] = {}
         self.metrics = Metrics()
         self._builds = Builds(
             configuration=configuration,
@@ -121,6 +113,7 @@ class Controller:
             changed=self._view_changed,
             later=self._schedule.later,
         )
+        self._statuses = Statuses(configuration, self._rounds, self._spawn)
         self._publisher = Publisher(clock, self._compose)
         self._health = HealthChecks(
             {"ledger": ledger.health, "builder": builder.health, "registry": images.health}, self._views.values
@@ -430,36 +423,12 @@ class Controller:
 
     def _build_changed(self, entry: BuildEntry) -> None:
         self._view_changed(entry.record.repository)
-        self._report(entry.record)
+        self._statuses.tell(entry.record)
 
     async def _build_finished(self, entry: BuildEntry, image: str | None) -> None:
         if (view := self._views.get(entry.record.repository)) and image is not None:
             view.set_image(entry.record.revision, image, self._clock())
             await view.save(self._ledger)
-
-    def _report(self, record: BuildRecord) -> None:
-        """Write the state to the commit, where the host does that; each state once."""
-        if not self._live.current.hosts.github.report_status or not record.repository.startswith("gh/"):
-            return
-        state, words = _REPORTED[record.state]
-        if self._reported.get(record.repository) == (record.id, state) and not record.state.finished:
-            return
-        self._reported[record.repository] = (record.id, state)
-        words = words or (record.failure.heading if record.failure else "The build failed")
-        self._spawn(self._write_status(record, state, words))
-
-    async def _write_status(self, record: BuildRecord, state: CommitState, words: str) -> None:
-        provider, _, name = record.repository.partition("/")
-        repository = parse_spec(provider, f"{name}/{record.revision}").repository
-        site = self._live.current.site.url
-        target = site.rstrip("/") + launch_path(repository, record.revision) if site else None
-        host = self._rounds.host(repository)
-        try:
-            await self._rounds.ask(
-                repository, "status", host.report_status(repository, record.revision, state, words, target)
-            )
-        except PrebinderError as error:
-            log.warning("status.problem", repository=record.repository, problem=str(error))
 
     # The catalogue
 
