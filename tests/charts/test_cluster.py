@@ -159,20 +159,24 @@ def test_a_change_of_what_endpoints_read_once_replaces_them_and_loses_no_click(h
 
 
 def test_an_endpoint_killed_in_mid_click_costs_a_reconnect_and_nothing_more(here: Installed) -> None:
-    click = here.start_click("course")
-    assert click.stdout is not None
-    lines = []
-    for line in click.stdout:
-        lines.append(json.loads(line))
-        if lines[-1]["phase"] == "launching":
+    lines: list[dict[str, Any]] = []
+    for _ in range(5):  # the click may have ended before its endpoint was killed
+        click = here.start_click("course")
+        assert click.stdout is not None
+        lines = []
+        for line in click.stdout:
+            lines.append(json.loads(line))
+            if lines[-1]["phase"] == "launching":
+                break
+        command = ["delete", "pod", "-l", "app.kubernetes.io/component=endpoint", "--grace-period=0", "--force"]
+        here.kubectl(*command, "--wait=false")
+        rest, errors = click.communicate(timeout=150)
+        lines += [json.loads(line) for line in rest.splitlines()]
+        assert lines[-1]["phase"] == "ready", (lines, errors)
+        here.kubectl("rollout", "status", f"deployment/{NAME}-endpoint", "--timeout=60s")
+        if lines[-1]["opened"] >= 2:
             break
-    command = ["delete", "pod", "-l", "app.kubernetes.io/component=endpoint", "--grace-period=0", "--force"]
-    here.kubectl(*command, "--wait=false")
-    rest, errors = click.communicate(timeout=150)
-    lines += [json.loads(line) for line in rest.splitlines()]
-    assert lines[-1]["phase"] == "ready", (lines, errors)
     assert lines[-1]["opened"] >= 2
-    here.kubectl("rollout", "status", f"deployment/{NAME}-endpoint", "--timeout=60s")
 
 
 def test_a_click_on_a_ready_image_needs_no_controller(here: Installed) -> None:

@@ -97,6 +97,10 @@ def test_lint_is_content(chart: Path) -> None:
     ({"config": {"registry": {"prefix": None}}}, "config.registry.prefix is not set"),
     ({"controller": {"replicas": 2}}, "needs controller.lease=true"),
     ({"controller": {"replicas": 2, "lease": True}}, "config.ledger.url names no PostgreSQL database"),
+    ({"controller": {"replicas": 2, "lease": True}, "config": {"ledger": {"url": "postgresql://a@b/c"}}},
+     "accessModes to [ReadWriteMany]"),
+    ({"config": {"prepull": {"namespace": "servers"}}}, "Set builds.namespace instead"),
+    ({"config": {"builder": {"kubernetes": {"namespace": "other"}}}}, "Set builds.namespace instead"),
     ({"registry": {"enabled": True}}, "registry.host is not set"),
     ({"gateway": {"enabled": True}}, "gateway.parentRefs is empty"),
 ])  # fmt: skip
@@ -134,6 +138,16 @@ def test_a_change_of_the_configuration_changes_no_pod() -> None:
     for _, spec in pod_specs(before):
         mounts = [m for c in spec["containers"] for m in c["volumeMounts"]]
         assert all("subPath" not in m for m in mounts)
+
+
+def test_prometheus_gets_in_when_only_some_may() -> None:
+    some = {"networkPolicy": {"from": [{"podSelector": {"matchLabels": {"a": "b"}}}]}}
+    prometheus = {"namespaceSelector": {}, "podSelector": {"matchLabels": {"app.kubernetes.io/name": "prometheus"}}}
+    for enabled in (True, False):
+        objects = render({**some, "monitoring": {"serviceMonitor": {"enabled": enabled}}})
+        for half in ("controller", "endpoint"):
+            policy = one(objects, "NetworkPolicy", f"pb-prebinder-{half}")
+            assert (prometheus in policy["spec"]["ingress"][0]["from"]) is enabled
 
 
 def replaced_by(change: dict[str, Any]) -> set[str]:

@@ -26,5 +26,6 @@ def an_order(**changes: Any) -> BuildOrder:
         "memory_limit": 2 * 10**9,
         "log_limit": 10**6,
         "disk_limit": 5 * 10**9,
+        "trusted": True,
     }
     return BuildOrder(**{**order, **changes})

@@ -12,9 +12,9 @@ def test_it(cluster: Cluster, namespace: str) -> None:
 
 Which cluster: the one that `KUBECONFIG` names, else the one that the command in `KUBE_UP` starts (`$KUBE_UP up`, its
 environment from `$KUBE_UP env`, `$KUBE_UP down` at the end). Without either the tests are skipped, saying so.
-Further, optional: `KUBE_REGISTRY` (host:port of a plain HTTP registry that nodes and pods reach; images are pushed to it),
-and for clusters without one `KUBE_LOAD` (a command that takes an image archive onto the nodes; `$KUBE_UP load` where
-`KUBE_UP` is set), and `KUBE_NAMESPACES` (how the names of the tests' namespaces begin; `pb-test-` by default).
+Further, optional: `KUBE_REGISTRY` (host:port of a plain HTTP registry that nodes and pods reach, to which images are
+pushed), for clusters without one `KUBE_LOAD` (a command that takes an image archive onto the nodes; `$KUBE_UP load`
+where `KUBE_UP` is set), and `KUBE_NAMESPACES` (how the names of the tests' namespaces begin; `pb-test-` by default).
 """
 
 from __future__ import annotations

@@ -86,6 +86,7 @@ def scripted_order(script: str, revision: str | None = None, **more: Any) -> Bui
         "memory_limit": 64 * 2**20,
         "log_limit": 10**6,
         "disk_limit": 10**8,
+        "trusted": True,
     }
     return BuildOrder(**{**fields, **more})
 

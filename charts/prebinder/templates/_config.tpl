@@ -56,6 +56,14 @@ filled in here. Returns YAML.
 {{- if and (gt (int .Values.controller.replicas) 1) (not (hasPrefix "postgres" (dig "ledger" "url" "" $config))) -}}
 {{- fail "\n\ncontroller.replicas is more than 1, but config.ledger.url names no PostgreSQL database; a SQLite file has one user." -}}
 {{- end -}}
+{{- if and (gt (int .Values.controller.replicas) 1) .Values.controller.persistence.enabled (not .Values.controller.persistence.existingClaim) (not (has "ReadWriteMany" .Values.controller.persistence.accessModes)) -}}
+{{- fail "\n\ncontroller.replicas is more than 1, but the controllers' volume can be on one node only: set controller.persistence.accessModes to [ReadWriteMany], or controller.persistence.enabled=false (then each controller has the logs of its own builds)." -}}
+{{- end -}}
+{{- range $key, $namespace := dict "builder.kubernetes.namespace" $config.builder.kubernetes.namespace "prepull.namespace" (dig "prepull" "namespace" "" $config) -}}
+{{- if and $namespace (ne $namespace (include "prebinder.builds.namespace" $)) -}}
+{{- fail (printf "\n\nconfig.%s is %s, where the chart gives neither rights nor NetworkPolicies. Set builds.namespace instead." $key $namespace) -}}
+{{- end -}}
+{{- end -}}
 {{- toYaml $config -}}
 {{- end -}}
 

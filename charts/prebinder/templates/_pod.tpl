@@ -105,3 +105,13 @@ affinity:
 priorityClassName: {{ . }}
 {{- end }}
 {{- end -}}
+
+{{/* The Prometheus pods of an operator, wherever they are, as peers of a NetworkPolicy; nothing without a ServiceMonitor. */}}
+{{- define "prebinder.scrapers" -}}
+{{- if .Values.monitoring.serviceMonitor.enabled -}}
+- namespaceSelector: {}
+  podSelector:
+    matchLabels:
+      app.kubernetes.io/name: prometheus
+{{- end -}}
+{{- end -}}

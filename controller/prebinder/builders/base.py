@@ -34,6 +34,9 @@ class BuildOrder:
     memory_limit: int
     log_limit: int
     disk_limit: int
+    trusted: bool = False
+    """Its revision came by the name of a branch or tag, so from somebody who may push to the repository. Any other name
+    (a commit, `pull/7/head`) may lead to anybody's."""
     attempt: int = 1
     """Which attempt at this build it is."""
     resumed: bool = False

@@ -7,7 +7,6 @@ the cache, or without our base image, is no failure: the build goes on without.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import json
 import platform
@@ -75,11 +74,13 @@ async def fetch(order: PodOrder, folder: Path, credentials: Path = Path(wire.CRE
             entries[BASE] = await _image(registry, name, parts, folder, there=base if parts.config == held else ())
         if order.read_cache:
             # The base image is in the storage by then; steps on another base are of no use.
-            with contextlib.suppress(RegistryError, BadLayout):
+            try:
                 for number, (_, manifest) in enumerate(await cached_steps(registry, order.image_name)):
                     parts = await image_parts(registry, order.image_name, manifest)
                     if begins_with(parts.diff_ids, base):
                         entries[str(number)] = await _image(registry, order.image_name, parts, folder, there=base)
+            except (RegistryError, BadLayout) as error:
+                say("fetching", f"The layers of earlier builds cannot be used: {error}")
     add_to_index(folder, entries)
     if len(entries) > (BASE in entries):
         say("fetching", "Fetched the layers of an earlier build.")

@@ -405,6 +405,8 @@ class Controller:
         registered = configuration.find(repository)
         limits = configuration.limits
         image, _, tag = record.image.rpartition(":")
+        view = self._views.get(record.repository)
+        named = {ref.name for ref in view.refs.values()} if view else set[str]()
         return BuildOrder(
             id=record.id,
             repository=repository,
@@ -419,6 +421,7 @@ class Controller:
             memory_limit=limits.memory,
             log_limit=limits.log,
             disk_limit=limits.disk,
+            trusted=record.ref == "HEAD" or record.ref in named,
         )
 
     def _build_changed(self, entry: BuildEntry) -> None:

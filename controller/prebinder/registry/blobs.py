@@ -125,7 +125,12 @@ class BlobRegistry(OCIRegistry):
             if not begun.is_success:
                 return begun
             place = begun.url.join(begun.headers.get("Location", "")).copy_merge_params({"digest": digest})
-            if place.host == begun.url.host and place.port == begun.url.port:
+            if place.host == begun.url.host and (place.scheme, place.port) != (begun.url.scheme, begun.url.port):
+                raise RegistryError(
+                    f"The registry {self.host} sends uploads to {place.scheme}://{place.netloc.decode()}, which gets "
+                    "no credentials. Its proxy must tell it how it was asked (X-Forwarded-Proto, Host)."
+                )
+            if place.host == begun.url.host:
                 return await self._ask_once("PUT", str(place), scope, headers, content, _UPLOAD_SECONDS)
             return await self._client.put(place, headers=headers, content=content(), timeout=_UPLOAD_SECONDS)
 

@@ -315,6 +315,25 @@ async def test_a_registry_without_room_is_told_as_such_and_has_no_image(small: P
         assert not exists(registry, order)
 
 
+async def test_credentials_and_layers_do_not_follow_a_registry_to_another_scheme(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    async def answer(request: Request) -> Response:
+        asked.append(request.method)
+        if request.method == "POST":
+            location = f"https://{request.url.netloc}/v2/upload"
+            return Response(status_code=202, headers={"Location": location})
+        return Response(status_code=404)
+
+    astray = Starlette(routes=[Route("/{path:path}", answer, methods=["GET", "HEAD", "PUT", "POST"])])
+    left = Left(tmp_path / "image", [BOTTOM])
+    with serve(astray) as url:
+        order = pod_order(url.removeprefix("http://"), write_cache=False, read_cache=False)
+        with pytest.raises(RegistryError, match="X-Forwarded-Proto"):
+            await push(order, left.folder)
+    assert "PUT" not in asked
+
+
 async def test_a_registry_that_is_away_is_told_as_such(tmp_path: Path) -> None:
     left = Left(tmp_path / "image", [BOTTOM])
     with pytest.raises(RegistryError, match="cannot be reached"):

@@ -165,7 +165,9 @@ class KubernetesBuilder:
         said, pause = "", _PAUSES[0]
         while True:
             try:
-                run.uid = (await api.create_job(manifest))["metadata"]["uid"]
+                made = await api.create_job(manifest)
+                run.uid = made["metadata"]["uid"]
+                _see_user_namespace(manifest, made)
                 return
             except ApiAway as error:
                 words = f"{error} It is asked again."
@@ -267,7 +269,7 @@ class KubernetesBuilder:
         loop = asyncio.get_running_loop()
         kubernetes = self._configuration().builder.kubernetes
         end, quiet_until = loop.time() + kubernetes.pending_limit, loop.time() + _QUIET
-        said, stuck_since = "", None
+        said, stuck_since, looked = "", None, None
         while True:
             seen = watch.seen(run.name)
             pod = seen.pod(run.uid)
@@ -277,9 +279,11 @@ class KubernetesBuilder:
                 return
             now = loop.time()
             wait = failures.waits_for(pod) if pod else None
-            if pod is None and now > quiet_until:
-                wait = await self._podless(run, seen, api)
+            looks = wait is None
+            if looks and now > quiet_until:
+                looked = await (self._podless(run, seen, api) if pod is None else self._unready(pod, api))
                 quiet_until = now + _LOOK
+            wait = wait or looked
             if wait is not None and wait.words != said and not run.order.resumed:
                 said = wait.words
                 yield Progress(Phase.WAITING, wait.words + "\n")
@@ -291,7 +295,7 @@ class KubernetesBuilder:
             elif now > end:
                 waited = f"The build did not start within {kubernetes.pending_limit:.0f} s. {said}"
                 raise BuildFailed(Failure(FailureKind.ENGINE, waited.strip()))
-            wake = min(end, quiet_until if pod is None else end, (stuck_since + self._patience) if stuck_since else end)
+            wake = min(end, quiet_until if looks else end, (stuck_since + self._patience) if stuck_since else end)
             await self._change(run, watch, seen.turn, wake - now)
 
     async def _podless(self, run: _Run, seen: Seen, api: Api) -> failures.Wait | None:
@@ -303,6 +307,14 @@ class KubernetesBuilder:
         except (ApiAway, ApiRefused):
             return None
         return failures.Wait(f"The cluster does not start the build's pod yet: {said[-1][:300]}") if said else None
+
+    async def _unready(self, pod: Object, api: Api) -> failures.Wait | None:
+        """Why the node does not start a pod, where only the cluster's events say it (a missing Secret)."""
+        try:
+            said = await api.warnings_about("Pod", pod["metadata"]["name"])
+        except (ApiAway, ApiRefused):
+            return None
+        return failures.waits_by_events(said)
 
     async def _until(self, run: _Run, watch: Watch, true: Callable[[Object], bool]) -> bool:
         """Wait for something to be true of the pod; False when the pod is over, gone, or its Job failed without it."""
@@ -334,7 +346,9 @@ class KubernetesBuilder:
         pod = seen.pod(run.uid)
         run.over = failures.over(pod) if pod else seen.job is None
         if pod is None or not failures.over(pod):
-            gone = f"The build's {'pod' if seen.job else 'Job'} was deleted from the cluster."
+            gone = "The build's Job was deleted from the cluster."
+            if seen.job:
+                gone = "The build's pod was deleted from the cluster, or its node is gone."
             if (seen.job or {}).get("spec", {}).get("suspend"):
                 gone = "The cluster suspended the build's Job in the middle."
             raise BuildFailed(failures.job_failure(seen.job) or Failure(FailureKind.ENGINE, gone))
@@ -406,3 +420,17 @@ class KubernetesBuilder:
                 self._watch = Watch(self._api, selector(self._instance))
                 self._watch.start()
             return self._api, self._watch
+
+
+def _see_user_namespace(wanted: Object, made: Object) -> None:
+    """API servers that know no user namespaces drop the wish for one without a word (core/v1 `hostUsers`, before 1.33).
+
+    Raises BuildFailed.
+    """
+    asked, got = (job["spec"]["template"]["spec"].get("hostUsers") for job in (wanted, made))
+    if asked is False and got is not False:
+        message = (
+            "The cluster gives pods no user namespaces of their own (Kubernetes 1.33 does); the build would be root on "
+            "its node, so it is not run. Update the cluster, or see builder.kubernetes.user_namespaces."
+        )
+        raise BuildFailed(Failure(FailureKind.ENGINE, message))

@@ -35,6 +35,7 @@ _IMAGE_REASONS = frozenset({"ErrImagePull", "ImagePullBackOff", "RegistryUnavail
 _NEVER = frozenset({"InvalidImageName", "ErrImageNeverPull"})
 _NOT_STARTED = frozenset({"ContainerCannotRun", "StartError", "RunContainerError", "ContainerStatusUnknown"})
 _PASSING = frozenset({"PodInitializing", "ContainerCreating"})
+_MISSING = re.compile(r'(?:secret|configmap) "[^"]*" not found|references non-existent', re.IGNORECASE)
 _EXIT_KILLED = 137
 _JOB_ENDS = frozenset({"Complete", "SuccessCriteriaMet", "Failed", "FailureTarget"})
 
@@ -101,6 +102,13 @@ def waits_for(pod: Object) -> Wait | None:
             return Wait(f"The node cannot get the builder image {status.get('image', '')}: {said or reason}", True)
         return Wait(f"The node cannot start the build ({reason}): {said}", True)
     return None
+
+
+def waits_by_events(warnings: Sequence[str]) -> Wait | None:
+    """The same from the warnings about a pod that is on a node, oldest first."""
+    if not warnings:
+        return None
+    return Wait(f"The node cannot start the build yet: {_short(warnings[-1])}", bool(_MISSING.search(warnings[-1])))
 
 
 def job_failure(job: Object | None) -> Failure | None:

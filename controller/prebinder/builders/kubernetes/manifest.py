@@ -18,7 +18,6 @@ from prebinder.builders.kubernetes.names import job_name, labels, notes
 from prebinder.builders.kubernetes.wire import PodOrder, Role
 from prebinder.config.kubernetes import KubernetesConfig
 from prebinder.config.models import RegistryConfig
-from prebinder.model.spec import is_revision
 
 Manifest = dict[str, Any]
 
@@ -82,8 +81,8 @@ def order_for_pod(
 ) -> PodOrder:
     """What the pod is told.
 
-    The layer cache is written by builds of branches and tags only: a commit that a link names may be anybody's (hosts
-    show the commits of forks under the repository's own name), and must not put layers under later builds.
+    The layer cache is written by builds of branches and tags only: what else a link names may be anybody's (hosts show
+    the commits and requests of forks under the repository's own name), and must not put layers under later builds.
     """
     return PodOrder(
         clone_url=order.clone_url,
@@ -102,7 +101,7 @@ def order_for_pod(
         registry_timeout=registry.timeout,
         storage="overlay" if kubernetes.user_namespaces else "vfs",
         read_cache=kubernetes.layer_cache,
-        write_cache=kubernetes.layer_cache and not is_revision(order.ref),
+        write_cache=kubernetes.layer_cache and order.trusted,
     )
 
 

@@ -6,6 +6,7 @@ Guarantees, each of them tested:
 - Whoever waits for a Job is woken by a change of it or of its pods, not by a clock.
 - While the API server is away the last state stands, and `away` says why. Attempts to reach it come with a growing
   pause, without end.
+- A pod that was told to go and does not, because its node is gone for good, is lost after a while: as if deleted.
 - Only what is read is kept: about 2 kB a build.
 
 The shape is that of client-go's reflector: list, then watch from the list's resource version, with bookmarks.
@@ -34,6 +35,7 @@ _WATCH_SECONDS = (420, 600)
 _IDLE_SECONDS = 100.0  # bookmarks come about once a minute
 _PAUSE = 0.25
 _PAUSE_MOST = 15.0
+_LOST_SECONDS = 60.0  # the grace period of our pods is 3
 _CONTROLLER_UID = "batch.kubernetes.io/controller-uid"
 _JOB_NAME = "batch.kubernetes.io/job-name"
 _CONTAINER = ("name", "state", "image", "containerID")
@@ -77,7 +79,7 @@ class _Place:
 class Watch:
     """Start it once, close it once."""
 
-    def __init__(self, api: Api, selector: str, *, resync: float = RESYNC) -> None:
+    def __init__(self, api: Api, selector: str, *, resync: float = RESYNC, lost_after: float = _LOST_SECONDS) -> None:
         self._api = api
         self._selector = selector
         self._resync = resync
@@ -88,6 +90,8 @@ class Watch:
         self._tasks: list[asyncio.Task[None]] = []
         self._nodes: dict[str, tuple[str, str]] = {}
         self._turns = itertools.count(1)
+        self._lost_after = lost_after
+        self._going: dict[str, asyncio.TimerHandle] = {}
 
     def start(self) -> None:
         """Begin to watch."""
@@ -96,6 +100,8 @@ class Watch:
     async def aclose(self) -> None:
         for task in self._tasks:
             task.cancel()
+        for timer in self._going.values():
+            timer.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     @property
@@ -204,6 +210,8 @@ class Watch:
             place.job = kept
         else:
             place.pods[key] = kept
+            if kept["metadata"].get("deletionTimestamp") and key not in self._going:
+                self._going[key] = asyncio.get_running_loop().call_later(self._lost_after, self._lose, name, key)
             self._remember_node(kept)
         place.wake(next(self._turns))
 
@@ -214,8 +222,14 @@ class Watch:
             place.job = None
         else:
             place.pods.pop(key, None)
+            if going := self._going.pop(key, None):
+                going.cancel()
         place.wake(next(self._turns))
         self._forget(name)
+
+    def _lose(self, name: str, key: str) -> None:
+        log.warning("pod.lost", pod=key)
+        self._remove(PODS, name, key)
 
     def _forget(self, name: str) -> None:
         place = self._places.get(name)

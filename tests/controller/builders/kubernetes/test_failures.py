@@ -136,6 +136,22 @@ def test_what_a_pod_waits_for(what: dict[str, Any], words: str | None, stuck: bo
         assert wait.stuck is stuck
 
 
+@pytest.mark.parametrize(
+    ("said", "stuck"),
+    [
+        ('MountVolume.SetUp failed for volume "registry" : secret "prebinder-push" not found', True),
+        ('MountVolume.SetUp failed for volume "certificates" : configmap "authorities" not found', True),
+        ("Failed to create pod sandbox: network is not ready", False),
+    ],
+)
+def test_what_only_events_say_of_a_pod_that_does_not_start(said: str, stuck: bool) -> None:
+    wait = failures.waits_by_events(["older", said])
+    assert wait is not None
+    assert said in wait.words
+    assert wait.stuck is stuck
+    assert failures.waits_by_events([]) is None
+
+
 def test_containers_in_the_order_in_which_they_run() -> None:
     assert failures.container_names(pod()) == ["fetch", "build", "push"]
     assert failures.begun(pod(RUNNING), "build")

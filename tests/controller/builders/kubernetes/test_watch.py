@@ -177,3 +177,24 @@ async def test_a_list_comes_by_itself_now_and_then() -> None:
         api.held[JOBS] = [job("missed", 3)]
         await change(watch, "missed")
         assert watch.away is None
+
+
+async def test_a_pod_that_does_not_go_because_its_node_is_gone_is_lost_after_a_while() -> None:
+    api = ScriptedApi()
+    api.held = {JOBS: [job("a", 1)], PODS: [pod("a-1", "a", 2), pod("a-2", "a", 3)]}
+    async with watching(api, lost_after=0.05) as watch:
+        going = pod("a-1", "a", 4)
+        going["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+        api.tell(PODS, ("MODIFIED", going))
+        await until(lambda: [p["metadata"]["name"] for p in watch.seen("a").pods] == ["a-2"])
+
+
+async def test_a_pod_that_goes_in_time_is_not_lost() -> None:
+    api = ScriptedApi()
+    api.held = {JOBS: [job("a", 1)], PODS: [pod("a-1", "a", 2)]}
+    async with watching(api) as watch:
+        going = pod("a-1", "a", 4)
+        going["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+        api.tell(PODS, ("MODIFIED", going), ("DELETED", going))
+        await until(lambda: not watch.seen("a").pods)
+        assert not watch._going
