@@ -108,6 +108,17 @@ async def test_a_follower_who_goes_away_leaves_nothing_behind(tmp_path: Path, ho
         builder.release()
 
 
+async def test_only_what_came_by_the_name_of_a_branch_or_tag_is_trusted(tmp_path: Path, host: MemoryHost) -> None:
+    async with speaking(tmp_path, host) as (it, client):
+        await until(lambda: it.builder.orders)
+        assert it.builder.orders[0].trusted
+        anybodys = host.push(COURSE, "From a fork", branch="unregistered")
+        assert (await client.post("/api/builds", json=order(ref=anybodys))).is_success
+        await until(lambda: len(it.builder.orders) == 2)
+        assert it.builder.orders[1].revision == anybodys
+        assert not it.builder.orders[1].trusted
+
+
 async def test_the_catalogue_is_sent_once_a_version_and_changes_are_told(tmp_path: Path, host: MemoryHost) -> None:
     async with speaking(tmp_path, host) as (it, client):
         await until(lambda: it.is_state(host.head(COURSE), "ready"))
