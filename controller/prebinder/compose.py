@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import httpx
 import structlog
@@ -218,6 +219,25 @@ def public_url(configuration: Configuration, port: int) -> str:
     """The site as browsers reach it; ends in a slash."""
     if configuration.site.url:
         return configuration.site.url.rstrip("/") + "/"
-    address = configuration.site.address
-    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(address, f"[{address}]" if ":" in address else address)  # noqa: S104
-    return f"http://{shown}:{port}/"
+    return f"http://{_host_of(configuration.site.address)}:{port}/"
+
+
+def public_host(configuration: Configuration) -> str:
+    """The host under which browsers reach this machine, for URLs: the site's."""
+    host = urlsplit(configuration.site.url or "").hostname
+    if host:
+        return f"[{host}]" if ":" in host else host
+    return _host_of(configuration.site.address)
+
+
+def _host_of(address: str) -> str:
+    """The host of an address to listen on; for all addresses, the one by which this machine goes out."""
+    if address in ("0.0.0.0", "::"):  # noqa: S104
+        family, elsewhere = (socket.AF_INET6, "2001:db8::1") if address == "::" else (socket.AF_INET, "192.0.2.1")
+        with socket.socket(family, socket.SOCK_DGRAM) as way:
+            try:
+                way.connect((elsewhere, 9))  # nothing is sent
+                address = way.getsockname()[0]
+            except OSError:
+                address = "::1" if family == socket.AF_INET6 else "127.0.0.1"
+    return f"[{address}]" if ":" in address else address

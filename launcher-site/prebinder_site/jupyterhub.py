@@ -181,6 +181,8 @@ def configure(c: Any, settings: HubSettings | None = None) -> HubSettings:
     # The start of a server answers at once; its progress is followed as a stream.
     c.JupyterHub.tornado_settings = {"slow_spawn_timeout": 0}
     c.JupyterHub.active_server_limit = s.max_servers
+    # Seconds that whoever finds too many servers starting is told to wait; half a minute by default.
+    c.JupyterHub.spawn_throttle_retry_range = (2, 8)
     # Whoever starts the Hub starts and ends proxy and containers too.
     c.JupyterHub.cleanup_servers = False
     c.JupyterHub.cleanup_proxy = False

@@ -106,6 +106,8 @@ def configure(c: Any, settings: ServerSettings) -> None:
     c.JupyterHub.spawner_class = PrebinderKubeSpawner
     # The start of a server answers at once; its progress is followed as a stream.
     c.JupyterHub.tornado_settings = {"slow_spawn_timeout": 0}
+    # Seconds that whoever finds too many servers starting is told to wait; half a minute by default.
+    c.JupyterHub.spawn_throttle_retry_range = (2, 8)
     # Servers live on when the Hub is started again.
     c.JupyterHub.cleanup_servers = False
     c.Spawner.cmd = list(jupyterhub.COMMAND)

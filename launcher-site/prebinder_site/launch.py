@@ -8,6 +8,7 @@ image because it is gone, the image is forgotten and built once more.
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
@@ -38,7 +39,10 @@ log = structlog.get_logger(__name__)
 
 _IMAGE_KNOWN_FOR = 30.0
 _LAUNCH_TRIES = 3
-_BUSY_LIMIT = 30.0
+# A Hub that starts many servers says "later"; when a class comes at once, everybody waits for their turn. It proposes
+# half a minute and more, which spreads requests but not people's patience.
+_BUSY_PATIENCE = 600.0
+_BUSY_PAUSE = 8.0
 _QUICK_FAILURE = 10.0
 _LOG_PROVIDERS = {
     Provider.GITHUB: "GitHub",
@@ -245,7 +249,9 @@ class Launcher:
         }
         yield launching("Launching server...\n")
         labels = self._labels(resolved)
-        for attempt in range(1, _LAUNCH_TRIES + 1):
+        attempt = 1
+        patient_until = time.monotonic() + _BUSY_PATIENCE
+        while True:
             started = time.perf_counter()
             try:
                 with self._metrics.launches.track_inprogress():
@@ -259,11 +265,12 @@ class Launcher:
                                 return
             except HubBusy as busy:
                 self._count_launch("retry", -1, started, labels)
-                if busy.retry_after is None or busy.retry_after > _BUSY_LIMIT or attempt == _LAUNCH_TRIES:
+                if busy.retry_after is None or time.monotonic() > patient_until:
                     self._metrics.launch_count.labels(status="failure", **labels).inc()
                     raise
-                yield launching(f"Many people start servers now; trying again in {busy.retry_after:.0f} seconds.\n")
-                await asyncio.sleep(busy.retry_after)
+                pause = min(busy.retry_after, _BUSY_PAUSE) * random.uniform(0.6, 1.0)  # noqa: S311
+                yield launching(f"Many people start servers now; trying again in {max(1, round(pause))} seconds.\n")
+                await asyncio.sleep(pause)
             except SpawnFailed:
                 quick = time.perf_counter() - started < _QUICK_FAILURE
                 again = quick and attempt < _LAUNCH_TRIES - 1 and not await self._is_gone(found)
@@ -273,6 +280,7 @@ class Launcher:
                     raise
                 yield launching(f"Launch attempt {attempt} failed, retrying...\n")
                 await asyncio.sleep(0.5 * attempt)
+                attempt += 1
 
     async def _is_gone(self, found: _Found) -> bool:
         """Ask the store afresh whether the image is there; remember for a while if it is not."""

@@ -19,7 +19,8 @@ from starlette.types import Receive, Scope, Send
 
 _COMPRESSED_TYPES = re.compile(r"text/|application/(?:json|javascript|xml)|image/svg\+xml")
 # The generator puts a hash of the content into the names of assets: those never change.
-_HASHED = re.compile(r"[.-][0-9a-f]{8,}\.[a-z0-9]+$")
+# A ref may end like one, and its badge changes: `/badges/…/course-20250901.svg`.
+_HASHED = re.compile(r"^/?assets/.*[.-][0-9a-f]{8,}\.[a-z0-9]+$")
 _FOREVER = b"public, max-age=31536000, immutable"
 _CHECK = b"no-cache"
 _TYPES = {

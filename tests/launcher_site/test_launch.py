@@ -9,11 +9,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
+import pytest
 
 from prebinder.model.events import Phase
 from prebinder.model.failure import FailureKind, RefNotFound
 from prebinder.model.messages import Problem
 from prebinder.model.spec import github
+from prebinder_site import launch
 from tests.support.endpoint import ABSENT, NEWER, READY, catalogue, name_of, world
 from tests.support.serving import serving
 
@@ -287,6 +289,18 @@ async def test_a_full_hub_is_said_as_429_and_a_busy_one_is_waited_for(tmp_path: 
     assert "Active user limit exceeded" in full["message"]
     assert waited[-1]["phase"] == "ready"
     assert "trying again in 1 seconds" in " ".join(e["message"] for e in waited)
+
+
+async def test_whoever_finds_many_servers_starting_waits_for_their_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """JupyterHub proposes 30 to 60 seconds, and refuses as long as `concurrent_spawn_limit` servers start."""
+    monkeypatch.setattr(launch, "_BUSY_PAUSE", 0.02)
+    async with world(tmp_path) as w:
+        w.hub.busy = [("Too many users trying to log in right now.", {"Retry-After": "59"})] * 12
+        events = await w.click("gh/Ada/Course/trunk")
+    assert events[-1]["phase"] == "ready"
+    assert sum("Many people start servers now" in e["message"] for e in events) == 12
 
 
 async def test_a_hub_that_is_down_is_said_plainly(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 Guarantees, each of them tested:
 - An event is in its file before `append` returns; a process killed at any moment loses at most the event being
   written, and a torn last line is never read as an event nor glued to the next one.
+- A disk that is full in the middle of a line leaves no half of it.
 - A follower gets every event once, in order: the stored ones first, then the live ones, and ends after the terminal
   one. It is woken by `append`, never by a clock.
 - Followers read the file at their own pace: a slow one costs neither memory nor anybody's time.
@@ -15,15 +16,18 @@ event loop; reads of whole logs go to a thread.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from prebinder.model.events import BuildEvent
+from prebinder.model.events import BuildEvent, Phase
+from prebinder.model.failure import FailureKind
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 _CHUNK = 256 * 1024
@@ -50,6 +54,7 @@ class LogStore:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._channels: dict[str, _Channel] = {}
+        self._lost: dict[str, BuildEvent] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
     async def append(self, build_id: str, event: BuildEvent) -> None:
@@ -62,6 +67,15 @@ class LogStore:
         channel.wake()
         if event.terminal:
             self._forget(build_id, channel)
+
+    def lose(self, build_id: str, at: datetime, failure: FailureKind, message: str) -> None:
+        """A log that cannot be written on ends with these words, which are told and not stored."""
+        channel = self._channel(build_id)
+        self._lost[build_id] = BuildEvent(
+            seq=channel.last + 1, at=at, phase=Phase.FAILED, message=message + "\n", failure=failure
+        )
+        channel.wake()
+        self._forget(build_id, channel)
 
     async def read(self, build_id: str, after: int = 0) -> list[BuildEvent]:
         """The stored events with numbers above `after`; empty when there are none."""
@@ -94,6 +108,9 @@ class LogStore:
                         return
                 if channel.deleted:
                     return
+                if not events and (lost := self._lost.get(build_id)):
+                    yield lost
+                    return
                 if not events:
                     await changed.wait()
         finally:
@@ -114,6 +131,7 @@ class LogStore:
 
     async def recover(self, build_id: str) -> BuildEvent | None:
         """After a crash: cut off a torn last line. Returns the last whole event, from which the log goes on."""
+        self._lost.pop(build_id, None)
         event = await asyncio.to_thread(_recover, self._path(build_id))
         if channel := self._channels.get(build_id):
             channel.last = event.seq if event else 0
@@ -139,7 +157,10 @@ class LogStore:
 
 def _append(path: Path, line: bytes) -> None:
     with path.open("ab", buffering=0) as log:
-        log.write(line)
+        before = log.tell()
+        if log.write(line) != len(line):  # the disk became full in its middle
+            log.truncate(before)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 def _read(path: Path, offset: int, most: int | None) -> tuple[list[BuildEvent], int]:

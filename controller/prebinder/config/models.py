@@ -246,7 +246,7 @@ class HubConfig(Section):
     url: str | None = None
     """Address of a JupyterHub that is there already; without it `prebinder up` starts one beside itself."""
     public_url: str | None = None
-    """The same as browsers reach it; `url` by default."""
+    """The same as browsers reach it. By default `url`; for the one beside `prebinder up`, the site's host."""
     token: Secret | None = None
     """API token of the Hub's service for Prebinder; needed with `url`."""
     port: int | None = Field(None, ge=1, le=65535)

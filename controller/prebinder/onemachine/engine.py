@@ -44,6 +44,7 @@ INSTANCE_LABEL = "prebinder.instance"
 _SOCKET_LIMIT = 100  # sun_path holds 108 bytes
 _PACKAGES = ("podman", "runc", "netavark", "aardvark-dns", "iptables", "uidmap", "iproute2")
 _INSTALL_LINE = f"sudo apt-get install --no-install-recommends {' '.join(_PACKAGES)}"
+_ROOT_ONLY = "Start Prebinder as root (sudo make up), or start Docker and be in its group."
 _WANTED_LIMITS = {"nofile": (resource.RLIMIT_NOFILE, 65536), "nproc": (resource.RLIMIT_NPROC, 32768)}
 
 
@@ -115,7 +116,8 @@ async def start_engine(
     """
     problem = ""
     if choice in ("auto", "podman"):
-        if shutil.which("podman") is None and install and (choice == "podman" or not await _docker_answers()):
+        wanted = install and os.geteuid() == 0 and shutil.which("podman") is None
+        if wanted and (choice == "podman" or not await _docker_answers()):
             await install_engine(say)
         try:
             engine = await _prepare_podman(_Place.of(state))
@@ -128,7 +130,8 @@ async def start_engine(
                 yield engine
             return
     if not await _docker_answers():
-        hint = "Start Docker, or set builder.engine: podman." if choice == "docker" else f"Run: {_INSTALL_LINE}"
+        hint = f"Run: {_INSTALL_LINE}" if os.geteuid() == 0 else _ROOT_ONLY
+        hint = "Start Docker, or set builder.engine: podman." if choice == "docker" else hint
         reason = f"docker does not answer on {_docker_socket()}"
         raise EngineError(f"No container engine is usable ({'; '.join(filter(None, (problem, reason)))}). {hint}")
     place = _Place.of(state)
@@ -180,6 +183,9 @@ async def clear_leftovers(state: Path) -> None:
 
 async def _prepare_podman(place: _Place) -> Engine:
     """Write podman's configuration for this instance and see that it works. Raises EngineError."""
+    if os.geteuid() != 0:
+        # Its bridge is then in a network namespace of its own, in which the Hub does not find the servers.
+        raise EngineError(f"podman of an ordinary user is not supported. {_ROOT_ONLY}")
     if shutil.which("podman") is None:
         raise EngineError("podman is not installed")
     await asyncio.to_thread(_clear, place)

@@ -60,13 +60,15 @@ class HubProcess:
         address: str = "127.0.0.1",
         preferred_port: int | None = None,
         public_url: str | None = None,
+        public_host: str = "127.0.0.1",
         allow_origin: str = "*",
         log_folder: Path | None = None,
         spawner: str | None = None,
     ) -> None:
         """`folder` is the Hub's own; `secret(name)` gives a random secret that lasts; `pull`: images come from a
         registry, not from the engine's own store; `preferred_port` is tried for the proxy when `config.port` is not
-        set; `spawner` names another spawner class than containers on `engine`."""
+        set; `public_host` is how browsers reach this machine, where `public_url` does not say more; `spawner` names
+        another spawner class than containers on `engine`."""
         self._folder = folder
         self._config = config
         self._engine = engine
@@ -77,6 +79,7 @@ class HubProcess:
         self._address = address
         self._preferred_port = preferred_port
         self._public_url = public_url
+        self._public_host = public_host
         self._allow_origin = allow_origin
         self._logs = log_folder or folder
         self._spawner = spawner
@@ -93,9 +96,7 @@ class HubProcess:
         await asyncio.to_thread(end_leftovers, self._folder)
         port = self._public_port()
         hub_port, proxy_port = _free_ports(2)
-        shown = "127.0.0.1" if self._address in ("0.0.0.0", "::") else self._address  # noqa: S104
-        host = f"[{shown}]" if ":" in shown else shown
-        self.public_url = self._public_url or f"http://{host}:{port}/"
+        self.public_url = self._public_url or f"http://{self._public_host}:{port}/"
         self.api_url = f"http://127.0.0.1:{hub_port}/hub/api/"
         settings = self._settings(port, hub_port, proxy_port)
         self._write(settings)

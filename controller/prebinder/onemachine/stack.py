@@ -210,6 +210,7 @@ async def _hub(
             address=configuration.site.address,
             preferred_port=site_port + 1,
             public_url=hub.public_url,
+            public_host=compose.public_host(configuration),
             allow_origin=configuration.site.allow_origin,
             log_folder=state.log,
         )

@@ -210,8 +210,13 @@ class Builds:
         if not self._queue.remove(build_id):
             self._interrupt(build_id, ending)  # it runs, or is just being queued
             return
-        await self._end(entry, _failure_of(ending), superseded=superseded)
-        self.dispatch()
+        try:
+            await self._end(entry, _failure_of(ending), superseded=superseded)
+        except Exception as error:
+            self._lose(build_id, error)
+            raise
+        finally:
+            self.dispatch()
 
     def dispatch(self) -> None:
         """Start what may start now; come back when the next pause ends."""
@@ -355,18 +360,26 @@ class Builds:
             del self._tasks[build_id]
             self._endings.pop(build_id, None)
         if not task.cancelled() and (error := task.exception()) is not None:
-            # The ledger or the log failed under us: it ends in memory, and the next start takes it up from the ledger.
-            log.error("build.lost", build=build_id, problem=str(error))
-            if entry := self._active.pop(build_id, None):
-                lost: dict[str, object] = {
-                    "state": BuildState.FAILED,
-                    "finished_at": self._clock(),
-                    "failure": FailureKind.INTERNAL,
-                    "message": "The controller could not write down what happened: is its disk full?",
-                }
-                self._latest[entry.record.image] = replace(entry, record=entry.record.model_copy(update=lost))
-                self._changed(entry)
+            self._lose(build_id, error)
         self.dispatch()
+
+    def _lose(self, build_id: str, error: BaseException) -> None:
+        """The ledger or the log failed under a build: it ends in memory, and its followers are told.
+
+        The next start takes it up from the ledger."""
+        log.error("build.lost", build=build_id, problem=str(error))
+        if (entry := self._active.get(build_id)) is None:
+            return
+        now, message = self._clock(), "The controller could not write down what happened: is its disk full?"
+        lost: dict[str, object] = {
+            "state": BuildState.FAILED,
+            "finished_at": now,
+            "failure": FailureKind.INTERNAL,
+            "message": message,
+        }
+        self._queue.remove(build_id)
+        self._drop(entry, replace(entry, record=entry.record.model_copy(update=lost)))
+        self._logs.lose(build_id, now, FailureKind.INTERNAL, message)
 
     async def _fail(self, entry: BuildEntry, failure: Failure, *, pause: bool = True) -> None:
         """An attempt failed: queue the next one, or end."""

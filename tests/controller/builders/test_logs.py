@@ -11,6 +11,9 @@ import pytest
 from prebinder.builders.logs import LogStore
 from prebinder.model.events import BuildEvent, Phase
 from prebinder.model.failure import FailureKind
+from tests.support.small_disk import small_disk
+
+__all__ = ["small_disk"]
 
 AT = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
@@ -126,3 +129,28 @@ async def test_an_id_never_leaves_the_folder(store: LogStore, name: str) -> None
         await store.append(name, event(1))
     with pytest.raises(ValueError, match="not the id"):
         await store.read(name)
+
+
+async def test_a_log_that_cannot_be_written_on_ends_for_those_who_follow_and_those_who_come(store: LogStore) -> None:
+    await store.append("b1", event(1))
+    following = asyncio.create_task(collect(store, "b1"))
+    await asyncio.sleep(0)
+    store.lose("b1", AT, FailureKind.INTERNAL, "The disk is full.")
+    async with asyncio.timeout(20):
+        assert await following == [1, 2]
+        last = [e async for e in store.follow("b1")][-1]
+    assert (last.phase, last.failure, last.message) == (Phase.FAILED, FailureKind.INTERNAL, "The disk is full.\n")
+    assert [e.seq for e in await store.read("b1")] == [1], "it is not stored"
+    await store.recover("b1")
+    await store.append("b1", event(2))
+    assert [e.seq for e in await store.read("b1")] == [1, 2], "the next start goes on"
+
+
+async def test_a_disk_that_is_full_in_the_middle_of_a_line_leaves_no_half_of_it(small_disk: Path) -> None:
+    store = LogStore(small_disk)
+    await store.append("b1", event(1))
+    with pytest.raises(OSError, match="No space left"):
+        await store.append("b1", event(2, "x" * 2_000_000 + "\n"))
+    assert (small_disk / "b1.jsonl").read_bytes().endswith(b"}\n")
+    await store.append("b1", event(2))
+    assert [e.seq for e in await store.read("b1")] == [1, 2]

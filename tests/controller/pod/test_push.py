@@ -5,8 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,9 @@ from prebinder.pod.push import push
 from tests.support.git_server import serve
 from tests.support.layouts import Layer, Left, configuration, layer, pod_order, sha256
 from tests.support.registry import HTPASSWD, OCI_MANIFEST, Registry, registry, running_registry
+from tests.support.small_disk import small_disk
 
-__all__ = ["registry"]
+__all__ = ["registry", "small_disk"]
 
 BOTTOM, MIDDLE, TOP = layer("bottom"), layer("middle"), layer("top")
 
@@ -291,24 +291,10 @@ async def test_a_registry_that_shows_another_image_than_was_pushed_is_not_believ
             await push(order, left.folder)
 
 
-@pytest.fixture
-def small(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MB."""
-    if os.geteuid() != 0:
-        pytest.skip("a small file system can only be mounted by root")
-    folder = tmp_path / "small"
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", folder], check=True)
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)
-
-
-async def test_a_registry_without_room_is_told_as_such_and_has_no_image(small: Path, tmp_path: Path) -> None:
+async def test_a_registry_without_room_is_told_as_such_and_has_no_image(small_disk: Path, tmp_path: Path) -> None:
     large = layer("large", os.urandom(3 * 2**20))
     left = Left(tmp_path / "image", [BOTTOM, large])
-    with running_registry(small) as registry:
+    with running_registry(small_disk) as registry:
         order = pod_order(registry.host, write_cache=False, read_cache=False)
         with pytest.raises(RegistryError, match="no room left"):
             await push(order, left.folder)

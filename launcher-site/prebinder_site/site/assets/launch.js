@@ -377,7 +377,14 @@ if (target === null) {
     openedByReader = true;
   });
   byId("retry").addEventListener("click", tryAgain);
-  addEventListener("pagehide", hangUp);
+  addEventListener("pagehide", () => {
+    clearTimeout(retryTimer);
+    hangUp();
+  });
+  // Back on a page that the browser had kept: the click is asked for anew, and joins what it was in.
+  addEventListener("pageshow", (event) => {
+    if (event.persisted && !over && stream === null && target) begin();
+  });
   describe();
   begin();
 }

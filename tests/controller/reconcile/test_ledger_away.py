@@ -1,0 +1,74 @@
+"""A ledger or a log that fails under a build: nobody waits for ever, and nothing stands in the way of the next one."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+from prebinder.hosts.base import Host
+from prebinder.ledger import BuildEntry, LedgerError
+from prebinder.model.events import BuildEvent, BuildState, Phase
+from prebinder.model.failure import FailureKind
+from prebinder.model.messages import BuildRequest
+from prebinder.model.spec import Provider, Repository
+from tests.support.controller import Running, configured, started, until
+from tests.support.memory_host import MemoryHost
+from tests.support.scripted_builder import ScriptedBuilder, Shelf
+
+Hosts = dict[Provider, Host]
+
+
+def fails(it: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def put_build(entry: BuildEntry) -> None:
+        raise LedgerError("The ledger is away.")
+
+    monkeypatch.setattr(it.ledger, "put_build", put_build)
+
+
+async def full(build: str, event: BuildEvent) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def following(it: Running, build: str) -> asyncio.Task[list[BuildEvent]]:
+    return asyncio.create_task(it.events(build))
+
+
+async def test_who_follows_a_build_hears_its_end(
+    tmp_path: Path, course: Repository, host: MemoryHost, hosts: Hosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builder = ScriptedBuilder(Shelf(), hold_all=True)
+    async with started(tmp_path, [{"git": course.name}], hosts, builder=builder) as it:
+        await until(lambda: builder.orders)
+        build = builder.orders[0].id
+        follower = following(it, build)
+        with monkeypatch.context() as broken:
+            broken.setattr(it.logs, "append", full)
+            builder.release()
+            end = (await follower)[-1]
+        assert (end.phase, end.failure) == (Phase.FAILED, FailureKind.INTERNAL)
+        assert "could not write down" in end.message
+        assert (await it.events(build))[-1].phase is Phase.FAILED, "also for whoever comes later"
+
+
+async def test_a_cancel_that_cannot_be_written_down_leaves_nothing_that_hangs(
+    tmp_path: Path, course: Repository, host: MemoryHost, hosts: Hosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suspended = configured([{"git": course.name}], builder={"suspend": True})
+    async with started(tmp_path, suspended, hosts) as it:
+        entry = await until(lambda: next((e for e in it.entry().revisions if e.state == "queued"), None))
+        follower = following(it, entry.build)
+        with monkeypatch.context() as broken:
+            fails(it, broken)
+            with pytest.raises(LedgerError):
+                await it.controller.cancel(entry.build)
+            assert (await follower)[-1].phase is Phase.FAILED
+        reply = await it.controller.request_build(
+            BuildRequest(provider="git", spec=f"{quote(course.name, safe='')}/main", rebuild=True)
+        )
+        assert reply.build is not None
+        assert reply.build.id != entry.build
+        assert reply.build.state is BuildState.QUEUED
