@@ -268,7 +268,7 @@ class Launcher:
                 if busy.retry_after is None or time.monotonic() > patient_until:
                     self._metrics.launch_count.labels(status="failure", **labels).inc()
                     raise
-                pause = min(busy.retry_after, _BUSY_PAUSE) * random.uniform(0.6, 1.0)  # noqa: S311
+                pause = min(max(busy.retry_after, 1.0), _BUSY_PAUSE) * random.uniform(0.6, 1.0)  # noqa: S311
                 yield launching(f"Many people start servers now; trying again in {max(1, round(pause))} seconds.\n")
                 await asyncio.sleep(pause)
             except SpawnFailed:

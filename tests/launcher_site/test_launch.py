@@ -303,6 +303,15 @@ async def test_whoever_finds_many_servers_starting_waits_for_their_turn(
     assert sum("Many people start servers now" in e["message"] for e in events) == 12
 
 
+async def test_a_hub_that_says_at_once_is_not_asked_without_a_pause(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        w.hub.busy = [("Too many users trying to log in right now.", {"Retry-After": "0"})]
+        began = time.perf_counter()
+        events = await w.click("gh/Ada/Course/trunk")
+    assert events[-1]["phase"] == "ready"
+    assert time.perf_counter() - began > 0.5
+
+
 async def test_a_hub_that_is_down_is_said_plainly(tmp_path: Path) -> None:
     async with world(tmp_path, hub_up=False) as w:
         events = await w.click("gh/Ada/Course/trunk")
