@@ -16,7 +16,6 @@ import contextlib
 import os
 import re
 import shutil
-import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +30,7 @@ from prebinder.builders.child import ChildFailure, ChildLine, ChildOrder
 from prebinder.builders.disk import MachineFull, Usage
 from prebinder.builders.engine import Engine, call
 from prebinder.builders.lines import clean
+from prebinder.builders.processes import kill_tree
 from prebinder.builders.verdict import judge
 from prebinder.config.models import RegistryConfig
 from prebinder.model.events import Phase
@@ -61,7 +61,7 @@ class _Run:
         """End the build for a reason of ours; the first reason counts."""
         if self.stopped is None and self.process.returncode is None:
             self.stopped = failure
-            _kill(self.process.pid)
+            kill_tree(self.process.pid)
 
 
 class LocalBuilder:
@@ -227,7 +227,7 @@ class LocalBuilder:
         """Whatever happened: no process, no half-built container, no work folder."""
         killed = run.process.returncode is None or run.stopped is not None
         if run.process.returncode is None:
-            await asyncio.to_thread(_kill, run.process.pid)
+            await asyncio.to_thread(kill_tree, run.process.pid)
             await run.process.wait()
         # Close our end of the pipe also when nobody read it to its end.
         run.process._transport.close()  # type: ignore[attr-defined]
@@ -300,29 +300,13 @@ def _later(now: Phase, new: Phase) -> Phase:
     return new if _ORDER.index(new) > _ORDER.index(now) else now
 
 
-def _kill(pid: int) -> None:
-    """End a build's process and everything below it.
-
-    It is stopped first, so that it cannot start more; it is the reaper of its orphans, so that all are found below it.
-    """
-    with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
-        top = psutil.Process(pid)
-        top.suspend()
-        while below := [p for p in top.children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]:
-            for process in below:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
-            psutil.wait_procs(below, timeout=0.2)
-        os.kill(pid, signal.SIGKILL)
-
-
 def _kill_marked(folder: Path) -> None:
     """End processes of a build whose parent died: they have its work folder in their environment."""
     marker = f"TMPDIR={folder / 'tmp'}\0".encode()
     for process in psutil.process_iter():
         with contextlib.suppress(OSError, psutil.NoSuchProcess):
             if process.pid != os.getpid() and marker in Path(f"/proc/{process.pid}/environ").read_bytes():
-                _kill(process.pid)
+                kill_tree(process.pid)
 
 
 def _remove(folder: Path) -> None:

@@ -32,6 +32,7 @@ from traitlets.config import Config
 from prebinder.builders.child import ChildFailure, ChildOrder, Step
 from prebinder.builders.lines import run
 from prebinder.builders.pip_pack import PipBuildPack, UnsupportedPack
+from prebinder.builders.processes import kill_below
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _PR_SET_CHILD_SUBREAPER = 36
@@ -182,20 +183,12 @@ def build(order: ChildOrder) -> ChildFailure | None:
     return None
 
 
-def end_descendants() -> None:
-    """Kill every process below this one, until none is left. Orphans are ours too (we are their reaper)."""
-    me = psutil.Process()
-    while below := me.children(recursive=True):
-        for process in below:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(below, timeout=1)
-
-
 def _end_with_parent(parent: int) -> None:
     def end(number: int, frame: object) -> None:
-        end_descendants()
-        os._exit(128 + number)
+        try:
+            kill_below(psutil.Process())  # orphans too: we are their reaper
+        finally:
+            os._exit(128 + number)
 
     signal.signal(signal.SIGTERM, end)
     libc = ctypes.CDLL(None, use_errno=True)

@@ -1,0 +1,40 @@
+"""The end of a build's processes, whatever they do while they are ended."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+
+import psutil
+
+
+def kill_tree(pid: int, patience: float = 10.0) -> None:
+    """End a process and everything below it (blocking, `patience` seconds at most); nothing when it is gone.
+
+    It is stopped first, so that it cannot start more; a build's process is the reaper of its orphans, so that all are
+    found below it. Whatever vanishes while we look, the process itself is always killed: it must not stay stopped.
+    """
+    with contextlib.suppress(psutil.NoSuchProcess):
+        top = psutil.Process(pid)
+        try:
+            top.suspend()
+            kill_below(top, patience)
+        finally:
+            top.kill()
+
+
+def kill_below(top: psutil.Process, patience: float = 10.0) -> None:
+    """Kill every process below `top` until none runs. Raises psutil.NoSuchProcess when `top` is gone."""
+    end = time.monotonic() + patience
+    while (below := [p for p in top.children(recursive=True) if _runs(p)]) and time.monotonic() < end:
+        for process in below:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(below, timeout=0.2)
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
