@@ -24,9 +24,10 @@ from starlette.types import ASGIApp
 from prebinder import __version__
 from prebinder.builders.base import Builder
 from prebinder.builders.engine import Engine
-from prebinder.config import Configuration, LiveConfiguration
+from prebinder.config import Configuration, LiveConfiguration, RepositoryConfig
 from prebinder.config.state import StateFolder
 from prebinder.hosts.base import Host
+from prebinder.model.catalogue import RepositoryEntry
 from prebinder.model.failure import EngineError
 from prebinder.model.spec import Provider
 from prebinder.registry.base import ImageStore
@@ -160,6 +161,7 @@ async def started_controller(
 def endpoint_settings(
     configuration: Configuration,
     state: StateFolder,
+    hosts: Mapping[Provider, Host],
     *,
     public_url: str,
     hub_api_url: str,
@@ -180,6 +182,8 @@ def endpoint_settings(
         hub_public_url=hub_public_url,
         hub_token=hub_token,
         image_prefix=configuration.registry.image_prefix,
+        registered=tuple(_entry(r, hosts) for r in configuration.repositories),
+        on_demand=configuration.on_demand,
         stale_after=configuration.polling.stale_after,
         click_budget=configuration.polling.click_budget,
         host_timeout=configuration.hosts.timeout,
@@ -187,6 +191,20 @@ def endpoint_settings(
         max_servers=configuration.hub.max_servers,
         version=__version__,
         builder_version=version("jupyter-repo2docker"),
+    )
+
+
+def _entry(registered: RepositoryConfig, hosts: Mapping[Provider, Host]) -> RepositoryEntry:
+    repository = registered.repository
+    host = hosts.get(repository.provider)
+    return RepositoryEntry(
+        repository=str(repository),
+        provider=repository.provider.value,
+        name=repository.name,
+        title=registered.title or repository.name,
+        description=registered.description,
+        url=host.web_url(repository) if host else "",
+        urlpath=registered.urlpath,
     )
 
 

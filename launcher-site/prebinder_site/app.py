@@ -31,7 +31,7 @@ from prebinder.model.messages import Health, HealthCheck
 from prebinder.model.spec import Provider
 from prebinder.registry.base import ImageStore
 from prebinder_site.builds import Builds
-from prebinder_site.catalogue import CatalogueFollower
+from prebinder_site.catalogue import CatalogueFollower, first_catalogue
 from prebinder_site.events import failed
 from prebinder_site.eventstream import send_events
 from prebinder_site.headers import CrossOrigin, SecurityHeaders
@@ -72,7 +72,7 @@ class Endpoint:
         self.metrics = Metrics()
         self.static = StaticSite(settings.site_folder / "current")
         self.follower = CatalogueFollower(
-            controller, settings.state_folder / "catalogue.json", settings.image_prefix, self._publish
+            controller, settings.state_folder / "catalogue.json", first_catalogue(settings), self._publish
         )
         self.hub = JupyterHub(
             settings.hub_api_url, settings.hub_public_url, settings.hub_token, start_timeout=settings.start_timeout
@@ -188,6 +188,12 @@ class Endpoint:
         health = await self._health.ask("", self._check)
         return JSONResponse(health.model_dump(mode="json", exclude_none=True), 200 if health.ok else 503)
 
+    async def ready(self, _: Request) -> Response:
+        """503 while a new endpoint waits for its first catalogue: older ones, which have one, serve better."""
+        if self.follower.ready:
+            return PlainTextResponse("ready\n")
+        return PlainTextResponse("Waiting for the controller's catalogue.\n", 503, {"retry-after": "1"})
+
     async def _check(self) -> Health:
         async def check(service: str, question: Any) -> HealthCheck:
             try:
@@ -280,6 +286,7 @@ def create_app(
         Route("/repo/{owner}/{name}/{path:path}", endpoint.repo),
         Route("/versions", endpoint.versions),
         Route("/health", endpoint.health),
+        Route("/ready", endpoint.ready),
         Route("/metrics", endpoint.metrics_page),
         Route("/api/repoproviders", endpoint.repoproviders),
         Route("/api/status", endpoint.status),

@@ -1,6 +1,7 @@
 """The catalogue in the endpoint's memory: followed from the controller, found by what a link names.
 
-The endpoint starts while the controller is away, from its last copy on disk. Clicks only read memory. After each
+The endpoint starts while the controller is away: from its last copy on disk, or else from the configuration, which
+says what is registered; then a click asks the Git host and the image store. Clicks only read memory. After each
 change the site is generated again, in the background, so that a click never waits for pages.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -23,11 +25,14 @@ from httpx_sse import SSEError, aconnect_sse
 from prebinder.model.catalogue import Catalogue, ImageState, RefKind, RepositoryEntry
 from prebinder.model.failure import SpecError
 from prebinder.model.spec import HEAD, Provider, Repository, is_revision, parse_spec
+from prebinder_site.settings import EndpointSettings
 
 log = structlog.get_logger(__name__)
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 10.0
-_TIMEOUT = httpx.Timeout(10, read=60)
+_TIMEOUT = httpx.Timeout(10, connect=3, read=60)
+_PATIENCE = 15.0
+"""How long a new endpoint waits for its first catalogue, in seconds, before it serves without."""
 
 
 @dataclass(frozen=True)
@@ -95,26 +100,38 @@ def _key(repository: Repository) -> str:
     return text.casefold() if repository.provider is Provider.GITHUB else text
 
 
-def empty(image_prefix: str) -> Catalogue:
-    """What is served before the first word from a controller."""
-    now = datetime.fromtimestamp(0, UTC)
-    return Catalogue(version="", published_at=now, on_demand="registered", image_prefix=image_prefix)
+def first_catalogue(settings: EndpointSettings) -> Catalogue:
+    """What is served before the first word from a controller: the configuration's repositories, without refs."""
+    return Catalogue(
+        version="",
+        published_at=datetime.fromtimestamp(0, UTC),
+        on_demand=settings.on_demand,
+        image_prefix=settings.image_prefix,
+        repositories=settings.registered,
+    )
 
 
 class CatalogueFollower:
     """Keeps `index` as the controller's catalogue is; calls `publish` (blocking, in a thread) after each change."""
 
     def __init__(
-        self, controller: httpx.AsyncClient, copy: Path, image_prefix: str, publish: Callable[[Catalogue], Any]
+        self, controller: httpx.AsyncClient, copy: Path, first: Catalogue, publish: Callable[[Catalogue], Any]
     ) -> None:
+        """`first` is served when there is no `copy` of an earlier catalogue."""
         self._controller = controller
         self._copy = copy
         self._publish = publish
-        self.index = Index.of(_read(copy) or empty(image_prefix))
+        self.index = Index.of(_read(copy) or first)
         self.connected = False
         """Whether the controller's changes arrive now."""
+        self._patient_until = time.monotonic() + _PATIENCE
         self._changed = asyncio.Event()
         self._changed.set()
+
+    @property
+    def ready(self) -> bool:
+        """Whether clicks are best served by now: with a catalogue, or without when the controller stays silent."""
+        return bool(self.index.catalogue.version) or time.monotonic() > self._patient_until
 
     async def run(self) -> None:
         """Follow until cancelled."""

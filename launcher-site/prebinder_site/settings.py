@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from pydantic import SecretStr
+
+from prebinder.model.catalogue import RepositoryEntry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +29,10 @@ class EndpointSettings:
     """API token of the Hub's service for Prebinder."""
     image_prefix: str
     """Registry, path and beginning of every image's name."""
+    registered: tuple[RepositoryEntry, ...] = ()
+    """The repositories of the configuration, without refs: what is known before the controller's first word."""
+    on_demand: Literal["registered", "anyone", "none"] = "registered"
+    """Whose links may be built, until the controller says."""
     title: str = "Prebinder"
     allow_origin: str = "*"
     """`Access-Control-Allow-Origin` of the event stream and of `/versions`; empty sends none."""

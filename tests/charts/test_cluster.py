@@ -183,7 +183,14 @@ def test_a_click_on_a_ready_image_needs_no_controller(here: Installed) -> None:
     here.kubectl("scale", f"deployment/{NAME}-controller", "--replicas=0")
     try:
         here.cluster.wait("the end of the controller", lambda: not here.pods("controller"), 60)
-        assert here.click("course", "?build_only=true")[-1]["phase"] == "ready"
+        events = here.click("course", "?build_only=true")
+        assert events[-1]["phase"] == "ready", events
+        # Neither does an endpoint that has never met one: it knows from the configuration what is registered.
+        before = _uids(here)
+        here.kubectl("rollout", "restart", f"deployment/{NAME}-endpoint")
+        here.cluster.wait("the end of the old ones", lambda: not before & _uids(here), 100)
+        events = here.click("course", "?build_only=true")
+        assert events[-1]["phase"] == "ready", events
     finally:
         here.kubectl("scale", f"deployment/{NAME}-controller", "--replicas=1")
         here.kubectl("rollout", "status", f"deployment/{NAME}-controller", "--timeout=60s")

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from prebinder.model.catalogue import Catalogue
-from prebinder_site.catalogue import CatalogueFollower
+from prebinder_site import catalogue as catalogue_module
+from prebinder_site.catalogue import CatalogueFollower, first_catalogue
 from prebinder_site.static import StaticSite
 from tests.support.endpoint import World, catalogue, world
 
@@ -216,8 +217,27 @@ async def test_an_endpoint_starts_with_a_broken_copy_and_no_controller(tmp_path:
     async with world(tmp_path / "one", controller_up=False) as w:
         copy = w.settings.state_folder / "catalogue.json"
         copy.write_text('{"version": "1", "repos')
-        follower = CatalogueFollower(w.app.state.endpoint.controller, copy, "p/", lambda _: None)
+        first = first_catalogue(w.settings)
+        follower = CatalogueFollower(w.app.state.endpoint.controller, copy, first, lambda _: None)
         assert follower.index.catalogue.version == ""
+
+
+async def test_a_new_endpoint_is_ready_once_it_has_a_catalogue(tmp_path: Path) -> None:
+    async with world(tmp_path, copy=False) as w:
+        follower = w.app.state.endpoint.follower
+        await w.until(lambda: follower.connected)
+        assert (await get(w, "ready"))[0] == 200
+
+
+async def test_a_new_endpoint_waits_for_a_silent_controller_but_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world(tmp_path, controller_up=False, copy=False) as w:
+        assert (await get(w, "ready"))[0] == 503
+    monkeypatch.setattr(catalogue_module, "_PATIENCE", 0.0)
+    (tmp_path / "two").mkdir()
+    async with world(tmp_path / "two", controller_up=False, copy=False) as w:
+        assert (await get(w, "ready"))[0] == 200
 
 
 def test_a_link_out_of_the_sites_folder_is_not_served(tmp_path: Path) -> None:

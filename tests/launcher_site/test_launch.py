@@ -46,6 +46,18 @@ async def test_a_click_on_a_ready_image_needs_neither_controller_nor_git_host(tm
     assert w.controller.requests == []
 
 
+async def test_an_endpoint_that_never_met_its_controller_opens_what_is_registered_and_built(tmp_path: Path) -> None:
+    entry = catalogue().repositories[0].model_copy(update={"refs": (), "revisions": (), "default_branch": None})
+    async with world(tmp_path, controller_up=False, copy=False, registered=(entry,)) as w:
+        w.host.answers["HEAD"] = READY
+        w.images.images[str(name_of(READY))] = "registry.test/binder/course@sha256:ready"
+        assert (await w.click("gh/ada/course/HEAD"))[-1]["phase"] == "ready"
+        assert w.hub.launches[0]["image"] == "registry.test/binder/course@sha256:ready"
+        # The Git hosts of strangers are not asked.
+        assert (await w.click("gh/eve/course/HEAD"))[-1]["phase"] == "failed"
+        assert len(w.host.asked) == 1
+
+
 async def test_the_registered_spelling_of_a_github_name_is_used(tmp_path: Path) -> None:
     async with world(tmp_path, controller_up=False) as w:
         ready = (await w.click("gh/ada/COURSE/HEAD"))[-1]

@@ -170,15 +170,17 @@ async def world(
     known: Catalogue | None = None,
     controller_up: bool = True,
     hub_up: bool = True,
+    copy: bool = True,
     **settings: Any,
 ) -> AsyncIterator[World]:
-    """Everything up (unless told otherwise), the endpoint having the catalogue."""
+    """Everything up (unless told otherwise), the endpoint having the catalogue (`copy`)."""
     start = known or catalogue()
     hub, controller, images, host = StandinHub(), StandinController(start), Shelf(), ScriptedHost()
     hosts: dict[Provider, Host] = {Provider.GITHUB: host}  # type: ignore[dict-item]
     state = folder / "state"
     state.mkdir()
-    (state / "catalogue.json").write_text(start.model_dump_json())
+    if copy:
+        (state / "catalogue.json").write_text(start.model_dump_json())
     async with contextlib.AsyncExitStack() as stack:
         hub_url = await stack.enter_async_context(serving(hub.app())) if hub_up else "http://127.0.0.1:9/"
         controller_url = "http://127.0.0.1:9/"

@@ -123,15 +123,16 @@ async def run_endpoint(path: Path, state_root: Path) -> int:
         )
         images = create_image_store(configuration.registry)
         parts.push_async_callback(images.aclose)
+        hosts = create_hosts(configuration.hosts, state.git_cache)
         settings = compose.endpoint_settings(
             configuration,
             state,
+            hosts,
             public_url=compose.public_url(configuration, listener.getsockname()[1]),
             hub_api_url=f"{hub.url.rstrip('/')}/hub/api/",
             hub_public_url=hub.public_url or hub.url,
             hub_token=hub.token.read(),
         )
-        hosts = create_hosts(configuration.hosts, state.git_cache)
         app = create_app(settings, controller=client, images=images, hosts=hosts)
         await parts.enter_async_context(compose.served(app, sockets=[listener]))
         log.info("endpoint.ready", url=settings.public_url)

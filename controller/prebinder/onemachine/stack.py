@@ -145,10 +145,12 @@ async def _run(live: LiveConfiguration, state: StateFolder, screen: Screen, port
                 )
                 await parts.enter_async_context(compose.served(running.api, uds=state.controller_socket))
                 client = await parts.enter_async_context(compose.controller_client(state))
+                click_hosts = create_hosts(configuration.hosts, state.git_cache)
                 endpoint = create_endpoint(
                     compose.endpoint_settings(
                         configuration,
                         state,
+                        click_hosts,
                         public_url=url,
                         hub_api_url=hub.result().api_url,
                         hub_public_url=hub.result().public_url,
@@ -156,7 +158,7 @@ async def _run(live: LiveConfiguration, state: StateFolder, screen: Screen, port
                     ),
                     controller=client,
                     images=images,
-                    hosts=create_hosts(configuration.hosts, state.git_cache),
+                    hosts=click_hosts,
                 )
                 public = PublicApp(endpoint, running.hooks, git, ["127.0.0.1", "localhost", "[::1]"])
                 await parts.enter_async_context(compose.served(public, sockets=[listener]))
