@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from prebinder.model.failure import EngineError
+from prebinder.processes import end
 
 # What an engine's command line may know of our own environment: no secret of ours is among it. Proxies and
 # certificates are the machine's and are needed to reach registries and Git hosts.
@@ -98,9 +99,7 @@ async def attempt(
     except TimeoutError:
         raise EngineError(f"{' '.join(command[:2])} did not end within {timeout:.0f} s.") from None
     finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+        await end(process)
     assert process.returncode is not None
     return process.returncode, output.decode("utf-8", "replace"), errors.decode("utf-8", "replace")
 

@@ -30,11 +30,11 @@ from prebinder.builders.child import ChildFailure, ChildLine, ChildOrder
 from prebinder.builders.disk import MachineFull, Usage
 from prebinder.builders.engine import Engine, call
 from prebinder.builders.lines import clean
-from prebinder.builders.processes import kill_tree
 from prebinder.builders.verdict import judge
 from prebinder.config.models import RegistryConfig
 from prebinder.model.events import Phase
 from prebinder.model.failure import BuildFailed, EngineError, Failure, FailureKind
+from prebinder.processes import end, kill_tree
 
 log = structlog.get_logger(__name__)
 
@@ -103,7 +103,7 @@ class LocalBuilder:
         try:
             async for progress in _progress(run):
                 yield progress
-            code = await run.process.wait()
+            code = await (run.process.wait() if run.stopped is None else end(run.process))
             if run.stopped is not None:
                 raise BuildFailed(run.stopped)
             if code != 0:
@@ -228,9 +228,7 @@ class LocalBuilder:
         killed = run.process.returncode is None or run.stopped is not None
         if run.process.returncode is None:
             await asyncio.to_thread(kill_tree, run.process.pid)
-            await run.process.wait()
-        # Close our end of the pipe also when nobody read it to its end.
-        run.process._transport.close()  # type: ignore[attr-defined]
+        await end(run.process)
         await asyncio.to_thread(_remove, run.folder)
         self._running.pop(run.order.id, None)
         if killed or run.failed is not None:

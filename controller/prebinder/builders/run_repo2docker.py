@@ -32,7 +32,7 @@ from traitlets.config import Config
 from prebinder.builders.child import ChildFailure, ChildOrder, Step
 from prebinder.builders.lines import run
 from prebinder.builders.pip_pack import PipBuildPack, UnsupportedPack
-from prebinder.builders.processes import kill_below
+from prebinder.processes import kill_below
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _PR_SET_CHILD_SUBREAPER = 36

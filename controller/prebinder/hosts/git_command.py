@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 
 from prebinder.model.failure import HostUnavailable, RepositoryNotFound, SpecError
 from prebinder.model.spec import git_url
+from prebinder.processes import end
 
 MAX_OUTPUT = 32 * 2**20
 _ERROR_LIMIT = 8 * 1024
@@ -102,7 +103,7 @@ async def run_git(
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
+        await end(process)
     if status:
         raise failure(url, status, complaining.result())
     return reading.result()

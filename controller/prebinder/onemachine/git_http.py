@@ -26,6 +26,8 @@ from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
+from prebinder.processes import end
+
 log = structlog.get_logger(__name__)
 
 _ROUTE = re.compile(r"/(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*\.git)/(?P<what>info/refs|git-upload-pack|git-receive-pack)")
@@ -154,7 +156,7 @@ class _Exchange:
                 os.killpg(process.pid, signal.SIGKILL)
             feeding.cancel()
             await asyncio.gather(feeding, collecting, return_exceptions=True)
-            await process.wait()
+            await end(process)
 
     async def _feed(self, process: Process) -> None:
         """Pass the body on; then watch for the client's going away, which ends the process group."""

@@ -1,11 +1,22 @@
-"""The end of a build's processes, whatever they do while they are ended."""
+"""The end of other programs, whatever they do while they are ended."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 
 import psutil
+
+
+async def end(process: asyncio.subprocess.Process) -> int:
+    """Kill a process if it still runs, and wait until it is gone; its exit code.
+
+    Our ends of its pipes are closed first. asyncio's `wait` returns only after the end of the pipes (a rule of
+    `BaseSubprocessTransport`), and that never comes when nobody reads what is in them, or a descendant holds them open.
+    """
+    process._transport.close()  # type: ignore[attr-defined]
+    return await process.wait()
 
 
 def kill_tree(pid: int, patience: float = 10.0) -> None:
@@ -26,14 +37,15 @@ def kill_tree(pid: int, patience: float = 10.0) -> None:
 def kill_below(top: psutil.Process, patience: float = 10.0) -> None:
     """Kill every process below `top` until none runs. Raises psutil.NoSuchProcess when `top` is gone."""
     end = time.monotonic() + patience
-    while (below := [p for p in top.children(recursive=True) if _runs(p)]) and time.monotonic() < end:
+    while (below := [p for p in top.children(recursive=True) if runs(p)]) and time.monotonic() < end:
         for process in below:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(below, timeout=0.2)
 
 
-def _runs(process: psutil.Process) -> bool:
+def runs(process: psutil.Process) -> bool:
+    """Whether it is there and no zombie; one that vanishes while we ask does not run."""
     try:
         return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
