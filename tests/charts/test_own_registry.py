@@ -93,7 +93,7 @@ def test_a_push_becomes_an_image_in_it_which_outlives_its_pod(here: Installed, h
     pod = here.pods("registry")[0]["metadata"]["name"]
     here.kubectl("delete", "pod", pod, "--grace-period=1")
     here.kubectl("rollout", "status", f"deployment/{NAME}-registry", "--timeout=90s")
-    assert here.cluster.wait("the registry", digest, 30) == pushed
+    assert here.cluster.wait("the registry", digest, 120) == pushed
     events = here.click("course", "?build_only=true")
     assert events[-1]["phase"] == "ready", events
     assert events[-1]["imageName"] == str(image)

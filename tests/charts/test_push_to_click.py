@@ -74,10 +74,10 @@ def test_a_pushed_commit_is_built_waits_on_the_node_and_opens_at_a_click(here: I
     name = server_name(events[-1]["url"])
     pod = next(p for p in here.servers() if p["metadata"]["annotations"]["hub.jupyter.org/username"] == name)
     assert here.kubectl("exec", pod["metadata"]["name"], "--", "cat", "answer.txt").strip() == "42"
-    messages = here.kubectl("get", "events", "--field-selector", f"involvedObject.name={pod['metadata']['name']}")
-    assert "already present on machine" in messages
+    command = ("get", "events", "--field-selector", f"involvedObject.name={pod['metadata']['name']}")
+    here.cluster.wait("the event", lambda: "already present on machine" in here.kubectl(*command), 30)
 
 
 def test_everything_is_healthy(here: Installed) -> None:
-    assert here.controller_status()["health"]["ok"] is True
+    here.cluster.wait("all is well", lambda: here.controller_status().get("health", {}).get("ok"), 60)
     here.kubectl("rollout", "status", f"deployment/{NAME}-controller", "--timeout=30s")

@@ -18,7 +18,7 @@ from prebinder.model.failure import EngineError
 from tests.support.kube import Cluster, cluster, namespace
 
 __all__ = ["cluster", "namespace"]
-DURATION = 3.0
+DURATION = 6.0
 
 
 def lease(holder: str = "", renewed: str = "", version: str = "1") -> dict[str, Any]:
@@ -107,7 +107,7 @@ def name(cluster: Cluster, namespace: str, request: pytest.FixtureRequest) -> It
 def settings(cluster: Cluster, namespace: str, name: str, monkeypatch: pytest.MonkeyPatch) -> LeaseSettings:
     monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
     return LeaseSettings(
-        name=name, identity="", namespace=namespace, port=8587, duration=DURATION, patience=2.0, pause=0.2
+        name=name, identity="", namespace=namespace, port=8587, duration=DURATION, patience=4.5, pause=0.5
     )
 
 
@@ -172,10 +172,11 @@ async def test_of_several_started_at_once_one_leads_and_the_service_leads_to_it(
 
 @pytest.mark.kubernetes
 async def test_a_leader_that_ends_well_makes_room_at_once(settings: LeaseSettings) -> None:
-    async with candidates(settings, "a", "b") as made:
+    patient = dataclasses.replace(settings, duration=60.0)  # nobody would wait for that here
+    async with candidates(patient, "a", "b") as made:
         leader, [other] = await _first(made)
         await leader.end()
-        await asyncio.wait_for(other.leads.wait(), DURATION - 0.5)
+        await asyncio.wait_for(other.leads.wait(), 30)
 
 
 @pytest.mark.kubernetes
@@ -183,7 +184,7 @@ async def test_a_leader_that_dies_is_followed_when_its_lease_has_run_out(
     cluster: Cluster, namespace: str, name: str, settings: LeaseSettings
 ) -> None:
     """A holder that never renews stands for a process that was killed."""
-    spec = {"holderIdentity": "killed", "renewTime": "2026-01-01T00:00:00.000000Z", "leaseDurationSeconds": 3}
+    spec = {"holderIdentity": "killed", "renewTime": "2026-01-01T00:00:00.000000Z", "leaseDurationSeconds": 6}
     cluster.apply({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": name}, "spec": spec},
                   namespace)  # fmt: skip
     started = asyncio.get_running_loop().time()
@@ -200,7 +201,7 @@ async def test_a_leader_whose_lease_another_took_knows_it(
         await _first([leader])
         patch = '{"spec": {"holderIdentity": "usurper"}}'
         cluster.kubectl("-n", namespace, "patch", "lease", name, "--type=merge", "-p", patch)
-        await asyncio.wait_for(leader.lost.wait(), 5)
+        await asyncio.wait_for(leader.lost.wait(), 20)
 
 
 @pytest.mark.kubernetes
@@ -215,7 +216,7 @@ async def test_a_leader_that_cannot_renew_knows_it_before_another_may_lead(
 
         monkeypatch.setattr(Api, "ask", hangs)  # a network that swallows everything cannot be had for one process
         started = asyncio.get_running_loop().time()
-        await asyncio.wait_for(leader.lost.wait(), 10)
+        await asyncio.wait_for(leader.lost.wait(), 20)
         assert asyncio.get_running_loop().time() - started < DURATION
 
 

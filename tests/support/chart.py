@@ -51,14 +51,15 @@ while time.monotonic() < end:
     time.sleep(0.5)
 sys.exit(1)
 """
-# Click after click until a file is there; a line of JSON at the end: how many, and what went wrong with which.
+# Click after click, each as patient as the launch page, until a file is there; a line of JSON at the end: how many,
+# and what went wrong with which.
 _MANY = """
 import json, os, sys, time, urllib.request
 url, stop = sys.argv[1:]
 end, done, lost = time.monotonic() + 300, 0, []
 print("started", flush=True)
 while time.monotonic() < end and not os.path.exists(stop):
-    for attempt in (1, 2, 3):
+    for attempt in range(8):
         try:
             phases = []
             with urllib.request.urlopen(url, timeout=20) as stream:
@@ -72,7 +73,7 @@ while time.monotonic() < end and not os.path.exists(stop):
             reason = str(phases)
         except OSError as error:
             reason = str(error)
-        time.sleep(0.3)
+        time.sleep(min(0.5 * 2**attempt, 5) if attempt else 0.3)
     else:
         lost.append(reason)
     done += 1
@@ -273,11 +274,11 @@ def installed(
             *("helm", "--namespace", namespace, "install", "hub", str(HUB_CHART), "--values", "-"),
             stdin=yaml.safe_dump(settings),
         )
-        here.kubectl("rollout", "status", "deployment/git", "--timeout=60s")
+        here.kubectl("rollout", "status", "deployment/git", "--timeout=110s")
         first = here.push("course", {"README.md": "hello"})
         here.publish("course", first)
         here._upgrade("install")
-        here.kubectl("rollout", "status", "deployment/hub", "--timeout=90s")
+        here.kubectl("rollout", "status", "deployment/hub", "--timeout=110s")
         yield here
     finally:
         for release in (RELEASE, "hub"):

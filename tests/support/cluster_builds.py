@@ -116,7 +116,7 @@ class Site:
             self.cluster.get, "pods", self.namespace, f"batch.kubernetes.io/job-name={name_of(order)}"
         )
 
-    async def until(self, look: Callable[[], Awaitable[T]], seconds: float = 30) -> T:
+    async def until(self, look: Callable[[], Awaitable[T]], seconds: float = 90) -> T:
         end = asyncio.get_running_loop().time() + seconds
         while not (found := await look()):
             assert asyncio.get_running_loop().time() < end, "it did not come in time"

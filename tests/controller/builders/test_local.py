@@ -248,7 +248,7 @@ class TestLimits:
     @pytest.mark.parametrize(
         ("script", "limit", "kind"),
         [
-            ("sleep 1000", {"time_limit": 4.0}, FailureKind.TIMEOUT),
+            ("sleep 1000", {"time_limit": 15.0}, FailureKind.TIMEOUT),
             ("yes", {"log_limit": 100_000}, FailureKind.LOG_FLOOD),
             ("yes | tr -d '\\n'", {"log_limit": 100_000}, FailureKind.LOG_FLOOD),
             (

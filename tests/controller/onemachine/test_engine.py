@@ -107,9 +107,9 @@ async def main():
         await call(engine, "run", "--detach", "--publish=127.0.0.1::80", image, "sleep", "1000")
         context = Path({str(state)!r}) / "context"
         context.mkdir()
-        (context / "Dockerfile").write_text(f"FROM {{image}}\\nRUN touch /begun; sleep 1000\\n")
+        (context / "Dockerfile").write_text(f"FROM {{image}}\\nRUN touch /begun; sleep 1001\\n")
         build = asyncio.create_task(call(engine, "build", context, timeout=1000))
-        while "sleep 1000" not in (await asyncio.to_thread(os.popen, "ps ax")).read().split("touch /begun")[-1]:
+        while "\\nsleep 1001\\n" not in (await asyncio.to_thread(os.popen, "ps axo args")).read():
             await asyncio.sleep(0.1)
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -128,8 +128,8 @@ asyncio.run(main())
     async def test_the_service_comes_back_when_it_ends(self, engine: Engine) -> None:
         (service,) = [
             process
-            for process in psutil.process_iter()
-            if f"unix://{engine.socket}" in (process.cmdline() if process.is_running() else [])
+            for process in psutil.process_iter(["cmdline"])
+            if f"unix://{engine.socket}" in (process.info["cmdline"] or [])
         ]
         service.kill()
         service.wait(10)

@@ -32,7 +32,7 @@ async def launched(client: JupyterHub, image: str = f"{PREFIX}good:1") -> tuple[
 
 
 async def test_a_launch_gives_a_server_that_its_token_opens(tmp_path: Path) -> None:
-    async with real_hub(tmp_path) as hub, httpx.AsyncClient() as browser:
+    async with real_hub(tmp_path) as hub, httpx.AsyncClient(timeout=30) as browser:
         client = client_of(hub)
         server, messages = await launched(client)
         assert messages
@@ -52,8 +52,10 @@ async def test_a_server_that_does_not_start_is_told_with_its_cause_and_leaves_no
         client = client_of(hub)
         with pytest.raises(SpawnFailed, match="did not start the server"):
             await launched(client, f"{PREFIX}missing:1")
+        async with asyncio.timeout(30):
+            while await users(hub):  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
         await client.aclose()
-        assert await users(hub) == []
 
 
 async def test_an_image_from_elsewhere_is_refused_by_the_hub_too(tmp_path: Path) -> None:
@@ -75,7 +77,7 @@ async def test_the_limit_of_servers_is_said_clearly(tmp_path: Path) -> None:
 
 
 async def test_an_unused_server_is_culled_with_its_user_and_a_used_one_stays(tmp_path: Path) -> None:
-    async with real_hub(tmp_path, idle=4, every=1) as hub, httpx.AsyncClient() as browser:
+    async with real_hub(tmp_path, idle=10, every=1) as hub, httpx.AsyncClient(timeout=30) as browser:
         client = client_of(hub)
         await launched(client)
         used, _ = await launched(client)
@@ -93,15 +95,15 @@ async def test_stop_takes_seconds_and_leaves_no_process_and_no_open_port(tmp_pat
         assert len(pids) == 3
         began = time.monotonic()
         await hub.stop()
-        assert time.monotonic() - began < 8
+        assert time.monotonic() - began < 20
         assert not any(psutil.pid_exists(pid) for pid in pids)
-        async with httpx.AsyncClient() as browser:
+        async with httpx.AsyncClient(timeout=30) as browser:
             with pytest.raises(httpx.ConnectError):
                 await browser.get(hub.public_url)
 
 
 async def test_a_hub_that_dies_is_started_again_and_people_keep_their_servers(tmp_path: Path) -> None:
-    async with real_hub(tmp_path) as hub, httpx.AsyncClient() as browser:
+    async with real_hub(tmp_path) as hub, httpx.AsyncClient(timeout=30) as browser:
         client = client_of(hub)
         server, _ = await launched(client)
         hub_pid = next(p for p in hub.pids if "jupyterhub" in psutil.Process(p).cmdline())
@@ -188,7 +190,7 @@ async def test_the_tokens_may_do_no_more_than_they_need(tmp_path: Path) -> None:
 async def users(hub: HubProcess) -> list[str]:
     settings = json.loads(hub._settings_file.read_text())
     headers = {"Authorization": f"token {settings['culler_token']}"}
-    async with httpx.AsyncClient() as api:
+    async with httpx.AsyncClient(timeout=30) as api:
         return [u["name"] for u in (await api.get(f"{hub.api_url}users", headers=headers)).json()]
 
 

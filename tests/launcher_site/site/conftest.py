@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest_asyncio
-from playwright.async_api import Browser, Page, async_playwright
+from playwright.async_api import Browser, Page, async_playwright, expect
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, Response, StreamingResponse
@@ -133,7 +133,8 @@ async def visited(tmp_path: Path) -> AsyncIterator[Visited]:
 async def page(chromium: Browser, visited: Visited) -> AsyncIterator[Page]:
     """A page of its own. A script's error or a breach of the policy fails the test."""
     context = await chromium.new_context(viewport={"width": 1280, "height": 800})
-    context.set_default_timeout(20_000)
+    context.set_default_timeout(30_000)
+    expect.set_options(timeout=30_000)
     opened = await context.new_page()
     errors: list[str] = []
     opened.on("pageerror", lambda error: errors.append(str(error)))

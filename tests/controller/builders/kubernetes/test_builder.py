@@ -216,15 +216,19 @@ async def test_a_builder_image_that_cannot_be_pulled_is_given_up_and_named(site:
         assert failed.kind is FailureKind.ENGINE
         assert "registry.invalid/none:1" in said
         assert "registry.invalid/none:1" in str(failed)
-        assert not await site.pods_of(order) or (await site.pods_of(order))[0]["metadata"].get("deletionTimestamp")
+
+        async def goes() -> bool:
+            return all("deletionTimestamp" in pod["metadata"] for pod in await site.pods_of(order))
+
+        await site.until(goes, 60)
 
 
 async def test_no_node_with_room_is_waited_for_and_then_told(site: Site) -> None:
-    async with site.builder(node_selector={"nobody/has": "this"}, pending_limit=5) as builder:
+    async with site.builder(node_selector={"nobody/has": "this"}, pending_limit=20) as builder:
         said, failed = await waiting(builder, scripted_order(GOOD))
         assert failed.kind is FailureKind.ENGINE
         assert "No node has room" in said
-        assert "did not start within 5 s" in str(failed)
+        assert "did not start within 20 s" in str(failed)
 
 
 @pytest.mark.parametrize("what", ["count/jobs.batch", "pods"])
