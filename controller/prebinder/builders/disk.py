@@ -16,6 +16,9 @@ from typing import ClassVar
 
 import psutil
 
+from prebinder.mounts import mounts
+
+_ROOT = Path("/")
 _UPPER = re.compile(r"upperdir=(?:[^,]*/)?([0-9a-f]{64})/diff")
 
 
@@ -56,8 +59,8 @@ class Usage:
         with contextlib.suppress(psutil.NoSuchProcess):
             for process in psutil.Process(self._pid).children(recursive=True):
                 with contextlib.suppress(OSError):
-                    for line in Path(f"/proc/{process.pid}/mountinfo").read_text().splitlines():
-                        if line.split(" ", 5)[4] == "/" and (upper := _UPPER.search(line)):
+                    for mount in mounts(process.pid):
+                        if mount.point == _ROOT and (upper := _UPPER.search(mount.text)):
                             found.add(upper[1])
         return found
 

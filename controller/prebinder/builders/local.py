@@ -34,6 +34,7 @@ from prebinder.builders.verdict import judge
 from prebinder.config.models import RegistryConfig
 from prebinder.model.events import Phase
 from prebinder.model.failure import BuildFailed, EngineError, Failure, FailureKind
+from prebinder.mounts import mounts
 from prebinder.processes import end, kill_tree
 
 log = structlog.get_logger(__name__)
@@ -42,6 +43,9 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 _CHUNK = 64 * 1024
 _LINE_LIMIT = 8 * 2**20  # a JSON line; its message is at most 64 kB, escaped
 _TAIL = 200
+_LAST_LINES = 5.0
+_CLEAN = (0, 1)
+"""Exit codes of a build's process that ended in its own way."""
 _PHASES = {"fetching": Phase.FETCHING, "building": Phase.BUILDING, "pushing": Phase.PUSHING}
 _ORDER = (Phase.FETCHING, Phase.BUILDING, Phase.PUSHING)
 
@@ -57,11 +61,14 @@ class _Run:
     tail: collections.deque[str] = field(default_factory=lambda: collections.deque(maxlen=_TAIL))
     failed: ChildFailure | None = None
 
-    def stop(self, failure: Failure) -> None:
-        """End the build for a reason of ours; the first reason counts."""
+    async def stop(self, failure: Failure) -> None:
+        """End the build for a reason of ours; the first reason counts. A build that has ended keeps its own end."""
         if self.stopped is None and self.process.returncode is None:
             self.stopped = failure
-            kill_tree(self.process.pid)
+            await asyncio.to_thread(kill_tree, self.process.pid)
+        # What outlived it may hold its log open; the last lines have a moment to arrive.
+        await asyncio.to_thread(_kill_marked, self.folder)
+        asyncio.get_running_loop().call_later(_LAST_LINES, self.process._transport.close)  # type: ignore[attr-defined]
 
 
 class LocalBuilder:
@@ -213,22 +220,29 @@ class LocalBuilder:
             try:
                 used = await asyncio.to_thread(usage.measure)
             except MachineFull as error:
-                run.stop(Failure(FailureKind.ENGINE, str(error)))
+                await run.stop(Failure(FailureKind.ENGINE, str(error)))
+                return
+            except Exception:
+                # Without its limits a build must not go on.
+                log.exception("builder.usage", build=run.order.id)
+                await run.stop(Failure(FailureKind.INTERNAL, "The build's use of the disk could not be measured."))
                 return
             if used > run.order.disk_limit:
                 message = f"The build used more than {_size(run.order.disk_limit)} of disk."
-                run.stop(Failure(FailureKind.DISK, message))
+                await run.stop(Failure(FailureKind.DISK, message))
                 return
             # Large trees take long to measure: never more than a tenth of the time.
             pause = min(max(0.5, 10 * (loop.time() - begun)), 30.0)
-        run.stop(Failure(FailureKind.TIMEOUT, f"The build took longer than {run.order.time_limit:.0f} s."))
+        await run.stop(Failure(FailureKind.TIMEOUT, f"The build took longer than {run.order.time_limit:.0f} s."))
 
     async def _finish(self, run: _Run) -> None:
         """Whatever happened: no process, no half-built container, no work folder."""
         killed = run.process.returncode is None or run.stopped is not None
         if run.process.returncode is None:
             await asyncio.to_thread(kill_tree, run.process.pid)
-        await end(run.process)
+        if await end(run.process) not in _CLEAN:
+            killed = True
+            await asyncio.to_thread(_kill_marked, run.folder)
         await asyncio.to_thread(_remove, run.folder)
         self._running.pop(run.order.id, None)
         if killed or run.failed is not None:
@@ -274,7 +288,7 @@ async def _progress(run: _Run) -> AsyncIterator[Progress]:
             size = len(text.encode())
             if said + size > run.order.log_limit:
                 message = f"The build wrote more than {_size(run.order.log_limit)} of log."
-                run.stop(Failure(FailureKind.LOG_FLOOD, message))
+                await run.stop(Failure(FailureKind.LOG_FLOOD, message))
                 if together:
                     yield Progress(phase, "".join(together))
                 return
@@ -299,7 +313,7 @@ def _later(now: Phase, new: Phase) -> Phase:
 
 
 def _kill_marked(folder: Path) -> None:
-    """End processes of a build whose parent died: they have its work folder in their environment."""
+    """End what is left of a build whose process died: it has the work folder in its environment."""
     marker = f"TMPDIR={folder / 'tmp'}\0".encode()
     for process in psutil.process_iter():
         with contextlib.suppress(OSError, psutil.NoSuchProcess):
@@ -311,8 +325,7 @@ def _remove(folder: Path) -> None:
     """Delete a work folder. Never through a mount: what is still mounted there is left for the next time."""
     if not folder.exists():
         return
-    mounts = [line.split(" ", 5)[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    if any(Path(point).is_relative_to(folder) for point in mounts):
+    if any(mount.point.is_relative_to(folder) for mount in mounts()):
         log.warning("builder.folder_mounted", folder=str(folder))
         return
     shutil.rmtree(folder, ignore_errors=True)

@@ -25,6 +25,7 @@ import secrets
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,7 @@ _SOCKET_LIMIT = 100  # sun_path holds 108 bytes
 _PACKAGES = ("podman", "runc", "netavark", "aardvark-dns", "iptables", "uidmap", "iproute2")
 _INSTALL_LINE = f"sudo apt-get install --no-install-recommends {' '.join(_PACKAGES)}"
 _ROOT_ONLY = "Start Prebinder as root (sudo make up), or start Docker and be in its group."
+_STEADY = 60.0  # a service that ran so long, in seconds, is started again at once
 _WANTED_LIMITS = {"nofile": (resource.RLIMIT_NOFILE, 65536), "nproc": (resource.RLIMIT_NPROC, 32768)}
 
 
@@ -331,33 +333,46 @@ async def _podman_service(place: _Place, engine: Engine) -> AsyncIterator[None]:
 async def _supervise(place: _Place, engine: Engine, started: asyncio.Event) -> None:
     pause = 0.2
     while True:
-        place.socket.unlink(missing_ok=True)
-        # setpriv: the service ends with us, however we end.
-        process = await asyncio.create_subprocess_exec(
-            *("setpriv", "--pdeathsig", "TERM", "podman", "--log-level", "error"),
-            *("system", "service", "--time", "0", f"unix://{place.socket}"),
-            env=engine.full_environment(),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        began = time.monotonic()
         try:
-            await _wait_until_answers(process, place.socket)
-            started.set()
-            code = await process.wait()
+            code = await _serve(place, engine, started)
             log.warning("engine.service_ended", code=code)
-        finally:
-            if process.returncode is None:
-                process.terminate()
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(3):
-                        await process.wait()
-                if process.returncode is None:
-                    process.kill()
-                    await process.wait()
+        except (EngineError, OSError) as error:
+            if not started.is_set():
+                raise
+            log.error("engine.service_not_started", reason=str(error), again_in=pause)
+        if time.monotonic() - began > _STEADY:
+            pause = 0.2
         await asyncio.sleep(pause)
         pause = min(pause * 2, 30)
+
+
+async def _serve(place: _Place, engine: Engine, started: asyncio.Event) -> int:
+    """Run the service once; its exit code. Raises EngineError or OSError when it does not start."""
+    place.socket.unlink(missing_ok=True)
+    # setpriv: the service ends with us, however we end.
+    process = await asyncio.create_subprocess_exec(
+        *("setpriv", "--pdeathsig", "TERM", "podman", "--log-level", "error"),
+        *("system", "service", "--time", "0", f"unix://{place.socket}"),
+        env=engine.full_environment(),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        await _wait_until_answers(process, place.socket)
+        started.set()
+        return await process.wait()
+    finally:
+        if process.returncode is None:
+            process.terminate()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(3):
+                    await process.wait()
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
 
 
 async def _wait_until_answers(process: asyncio.subprocess.Process, socket: Path) -> None:

@@ -17,17 +17,14 @@ from pathlib import Path
 
 import psutil
 
-_ESCAPE = re.compile(r"\\([0-7]{3})")
+from prebinder.mounts import mounts
 
 
 def mounts_below(folder: Path) -> list[Path]:
-    """Mount points at or below `folder`, deepest first (proc(5), mountinfo)."""
+    """Mount points at or below `folder`, deepest first."""
     found = []
     with contextlib.suppress(OSError):
-        for line in Path("/proc/self/mountinfo").read_text().splitlines():
-            point = Path(_ESCAPE.sub(lambda m: chr(int(m[1], 8)), line.split(" ", 5)[4]))
-            if point.is_relative_to(folder):
-                found.append(point)
+        found = [mount.point for mount in mounts() if mount.point.is_relative_to(folder)]
     return sorted(found, key=lambda p: len(p.parts), reverse=True)
 
 
@@ -51,16 +48,14 @@ def processes_of(storage: Path, marker: str) -> list[psutil.Process]:
         folder = Path(f"/proc/{process.pid}")
         with contextlib.suppress(OSError):
             text = (folder / "cmdline").read_bytes() + b"\0" + (folder / "environ").read_bytes()
-            if marker.encode() in text or _root_is_in(folder, storage):
+            if marker.encode() in text or _root_is_in(process.pid, storage):
                 found.append(process)
     return found
 
 
-def _root_is_in(process: Path, storage: Path) -> bool:
-    for line in (process / "mountinfo").read_text(errors="replace").splitlines():
-        if line.split(" ", 5)[4] == "/":
-            return str(storage) in line
-    return False
+def _root_is_in(process: int, storage: Path) -> bool:
+    root = next((mount for mount in mounts(process) if mount.point == Path("/")), None)
+    return root is not None and str(storage) in root.text
 
 
 def end_processes(storage: Path, marker: str, deadline: float = 10.0) -> bool:

@@ -279,6 +279,15 @@ class TestLimits:
         assert not has_image(engine, wanted.image)
         nothing_is_left(builder, engine, tmp_path)
 
+    async def test_a_step_cannot_hide_from_the_limits_by_the_names_of_its_mounts(
+        self, builder: LocalBuilder, course: GitRepository
+    ) -> None:
+        mount = 'd=$(printf "/tmp/q/\\377"); mkdir -p "$d"; mount -t tmpfs none "$d"; echo begins; sleep 1000'
+        course.push({"postBuild": f"{SCRIPT}unshare --user --map-root-user --mount sh -c '{mount}'\n"})
+        kind, message, log = await failure(builder, order(course, time_limit=20.0))
+        assert "begins\n" in log
+        assert kind is FailureKind.TIMEOUT, message
+
     async def test_a_build_is_not_blamed_for_its_neighbours_disk(
         self, builder: LocalBuilder, git_server: GitServer
     ) -> None:
@@ -309,6 +318,19 @@ class TestEndings:
         running = await reach(builder, wanted, "begins")
         await running.aclose()
         assert not has_image(engine, wanted.image)
+        nothing_is_left(builder, engine, tmp_path)
+
+    async def test_a_build_whose_process_is_killed_from_outside_leaves_nothing(
+        self, builder: LocalBuilder, engine: Engine, course: GitRepository, tmp_path: Path
+    ) -> None:
+        course.push({"postBuild": f"{SCRIPT}echo begins; sleep 1000\n"})
+        wanted = order(course)
+        running = await reach(builder, wanted, "begins")
+        (process,) = [p for p in psutil.Process().children() if wanted.id in " ".join(p.cmdline())]
+        process.kill()
+        with pytest.raises(BuildFailed):
+            async for _ in running:
+                pass
         nothing_is_left(builder, engine, tmp_path)
 
     async def test_cancelling_the_task_cancels(

@@ -14,12 +14,12 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+import structlog
 
 from prebinder.builders.engine import Engine, attempt, call
 from prebinder.model.failure import EngineError
@@ -47,6 +47,22 @@ def subnet(engine: Engine) -> ipaddress.IPv4Network:
     return ipaddress.IPv4Network(
         json.loads(podman(engine, "network", "inspect", engine.network))[0]["subnets"][0]["subnet"]
     )
+
+
+def kill_service(engine: Engine) -> None:
+    (service,) = [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if f"unix://{engine.socket}" in (process.info["cmdline"] or [])
+    ]
+    service.kill()
+    service.wait(10)
+
+
+async def until_it_answers(engine: Engine) -> None:
+    async with asyncio.timeout(90):
+        while not await answers(engine.socket):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
 
 
 def nothing_is_left(state: Path, bridge: str, network: ipaddress.IPv4Network) -> None:
@@ -126,17 +142,22 @@ asyncio.run(main())
             assert podman(again, "ps", "--all", "--external", "--quiet") == ""
 
     async def test_the_service_comes_back_when_it_ends(self, engine: Engine) -> None:
-        (service,) = [
-            process
-            for process in psutil.process_iter(["cmdline"])
-            if f"unix://{engine.socket}" in (process.info["cmdline"] or [])
-        ]
-        service.kill()
-        service.wait(10)
-        deadline = time.monotonic() + 20
-        while not await answers(engine.socket):
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.05)
+        kill_service(engine)
+        await until_it_answers(engine)
+
+    async def test_the_service_comes_back_also_when_it_could_not_be_started_again_at_once(self, engine: Engine) -> None:
+        storage = Path(engine.environment["CONTAINERS_STORAGE_CONF"])
+        away = storage.with_suffix(".away")
+        storage.rename(away)
+        try:
+            with structlog.testing.capture_logs() as said:
+                kill_service(engine)
+                async with asyncio.timeout(60):
+                    while not any(entry["event"] == "engine.service_not_started" for entry in said):  # noqa: ASYNC110
+                        await asyncio.sleep(0.05)
+        finally:
+            away.rename(storage)
+        await until_it_answers(engine)
 
 
 async def test_without_any_engine_the_line_to_run_is_said(
