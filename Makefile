@@ -16,9 +16,9 @@ test: ## Set up and run the whole suite: linters, types, layers, unit, engine, h
 	@$(PYTHON) tools/setup.py --dev
 	@$(BIN)/python tools/check.py $(ARGS)
 
-unit: ## The tests that need no engine, hub or browser: seconds
+unit: ## The tests that need no engine, hub or browser: about a minute
 	@$(PYTHON) tools/setup.py --dev
-	@$(BIN)/pytest -q -n 2 -m "not engine and not hub and not browser and not e2e and not kubernetes" $(ARGS)
+	@$(BIN)/pytest -q -n 4 -m "not engine and not hub and not browser and not e2e and not kubernetes" $(ARGS)
 
 lint: ## Linters, types and layer contracts
 	@$(PYTHON) tools/setup.py --dev

@@ -41,7 +41,8 @@ def main() -> int:
     arguments = parser.parse_args()
     steps = list(STATIC)
     if not arguments.only_static:
-        steps.append(("unit tests", ["pytest", "-q", "-n", "2", "-m", FAST]))
+        # They wait more than they compute: more of them than processors.
+        steps.append(("unit tests", ["pytest", "-q", "-n", "4", "-m", FAST]))
         REPORT.unlink(missing_ok=True)
         real = ["pytest", "-q", "--cache-clear", "-m", f"not ({FAST})", f"--junitxml={REPORT}", *arguments.pytest]
         steps.append(("real parts", real))
