@@ -65,6 +65,7 @@ class Round:
     host_problem: str | None = None
     """The problem, when it is the Git host's."""
     retry_after: float | None = None
+    """The pause that the Git host asked for when it was asked for the refs."""
     crowded: bool = False
     """The queue was full: what is missing is submitted by the next round."""
 
@@ -99,7 +100,8 @@ class Rounds:
         self._changed = changed
         self._later = later
         self._room = asyncio.Semaphore(_ROUNDS_AT_ONCE)
-        self._paused: dict[str, datetime] = {}
+        self._paused: dict[tuple[str, str], tuple[datetime, str]] = {}
+        """Until when a host is not asked a question, and its words; its other questions go on."""
         self._looked_back: dict[str, int] = {}
         self.steps: tuple[Callable[[Round], Awaitable[None]], ...] = (
             self.observe,
@@ -113,8 +115,10 @@ class Rounds:
 
     async def run(self, view: RepositoryView, cause: str) -> None:
         """One round. Never raises: a problem is written to the repository."""
-        if (until := self._paused.get(_server(view.repository))) and (rest := until - self._clock()) > timedelta(0):
-            self._later(view.key, rest.total_seconds())
+        try:
+            self.check_pause(view.repository, "refs")
+        except HostUnavailable as pause:
+            self._later(view.key, pause.retry_after or 0.0)
             return
         async with self._room:
             round_ = Round(view, cause)
@@ -145,11 +149,19 @@ class Rounds:
             result = "ok"
         except HostUnavailable as error:
             if error.retry_after is not None:
-                self._paused[_server(repository)] = self._clock() + timedelta(seconds=error.retry_after)
+                until = self._clock() + timedelta(seconds=error.retry_after)
+                self._paused[_server(repository), question] = until, str(error)
             raise
         finally:
             self._metrics.questions.labels(repository.provider.value, question, result).inc()
         return value
+
+    def check_pause(self, repository: Repository, question: str) -> None:
+        """Raises HostUnavailable while the pause lasts that the host asked for at such a question."""
+        if paused := self._paused.get((_server(repository), question)):
+            until, words = paused
+            if (rest := until - self._clock()) > timedelta(0):
+                raise HostUnavailable(words, rest.total_seconds())
 
     def wanted(self, view: RepositoryView, revision: str) -> str:
         """The reference of the image of a revision."""
@@ -163,7 +175,11 @@ class Rounds:
     async def observe(self, round_: Round) -> None:
         view, asked_at = round_.view, round_.view.pushes
         first = view.memory.looked_at is None
-        refs = await self.ask(view.repository, "refs", self.host(view.repository).list_refs(view.repository))
+        try:
+            refs = await self.ask(view.repository, "refs", self.host(view.repository).list_refs(view.repository))
+        except HostUnavailable as error:
+            round_.retry_after = error.retry_after
+            raise
         now = self._clock()
         news = view.look(refs, asked_at, now)
         if round_.scheduled and not first:
@@ -259,13 +275,14 @@ class Rounds:
     async def trace(self, round_: Round) -> None:
         """The commits since the last look, of the refs that moved. A failure leaves them for the next round."""
         view = round_.view
-        if round_.problem is not None and round_.retry_after is not None:
+        if round_.retry_after is not None:
             return
         policy, limit = view.config.policy, self._configuration.current.limits.commits
         every = policy.build is BuildRule.EVERY_COMMIT
         host = self.host(view.repository)
         for move in moved(policy, view.refs.values(), view.as_refs())[:_TRACES]:
             key = (move.ref.kind, move.ref.name)
+            self.check_pause(view.repository, "commits")
             between = every and move.ref.kind is RefKind.BRANCH
             old = move.old if between else None
             commits = await self.ask(
@@ -311,8 +328,6 @@ class Rounds:
             round_.problem = str(error)
         if isinstance(error, HostError):
             round_.host_problem = round_.host_problem or str(error)
-        if isinstance(error, HostUnavailable) and error.retry_after is not None:
-            round_.retry_after = error.retry_after
 
     def _sum_up(self, round_: Round) -> None:
         """The one place that decides when to come back."""

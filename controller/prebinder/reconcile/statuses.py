@@ -55,6 +55,7 @@ class Statuses:
         target = site.rstrip("/") + launch_path(repository, record.revision) if site else None
         host = self._rounds.host(repository)
         try:
+            self._rounds.check_pause(repository, "status")
             await self._rounds.ask(
                 repository, "status", host.report_status(repository, record.revision, state, words, target)
             )

@@ -192,6 +192,26 @@ async def test_a_pause_that_a_host_asks_for_holds_for_all_its_repositories(
         assert host.questions.count("refs") == asked
 
 
+async def test_a_pause_for_one_question_holds_for_that_question_alone(
+    tmp_path: Path, course: Repository, host: MemoryHost, hosts: Hosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = git_url("https://memory.invalid/other")
+    host.push(other, "First")
+    configuration = with_hooks([course, other], monkeypatch, polling={"interval": 1})
+    async with started(tmp_path, configuration, hosts) as it:
+        await settled(it)
+        host.history_away = HostUnavailable("Rate limit.", retry_after=3600)
+        between, first = host.push(course, "Between"), host.push(course, "First of the quota's end")
+        await tell(it, host, course)
+        await until(lambda: it.entry(course).problem == "Rate limit.")
+        asked = host.questions.count("commits")
+        pushed = [first, host.push(course, "Second"), host.push(other, "Second")]
+        await until(lambda: all(it.is_state(revision, "ready") for revision in pushed))
+        assert it.state(between) is None, "its commits are not known yet"
+        assert host.questions.count("commits") == asked
+        assert it.entry(course).problem == "Rate limit.", "it still holds"
+
+
 async def test_commits_that_could_not_be_asked_for_are_built_later(
     tmp_path: Path, course: Repository, host: MemoryHost, hosts: Hosts, hooked: Configuration
 ) -> None:
