@@ -95,6 +95,10 @@ class LaunchRecords:
             except httpx.HTTPError:
                 self._waiting.extendleft(reversed(batch))
                 return False
+            except BaseException:
+                # Cancelled in the middle: whether it was taken is not known, and twice is better than lost.
+                self._waiting.extendleft(reversed(batch))
+                raise
             if response.status_code >= 500:
                 self._waiting.extendleft(reversed(batch))
                 return False
