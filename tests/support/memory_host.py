@@ -32,6 +32,8 @@ class MemoryHost:
     history_away: HostError | None = None
     gate: asyncio.Event | None = None
     """When set, lists of refs wait for it."""
+    status_gate: asyncio.Event | None = None
+    """When set, states of builds wait for it before they are written."""
     questions: list[str] = field(default_factory=list)
     statuses: list[tuple[str, CommitState, str | None]] = field(default_factory=list)
 
@@ -114,6 +116,8 @@ class MemoryHost:
     async def report_status(
         self, repository: Repository, revision: str, state: CommitState, description: str, target_url: str | None
     ) -> None:
+        if self.status_gate is not None:
+            await self.status_gate.wait()
         self.statuses.append((revision, state, target_url))
 
     async def _answer(self) -> None:

@@ -1,4 +1,8 @@
-"""Writes the state of a build to its commit, where the Git host does that (`hosts.github.report_status`)."""
+"""Writes the state of a build to its commit, where the Git host does that (`hosts.github.report_status`).
+
+The states of one commit are written one after the other, so that the last one stays; one that is no longer the newest
+when its turn comes is left out.
+"""
 
 from __future__ import annotations
 
@@ -36,6 +40,9 @@ class Statuses:
         self._rounds = rounds
         self._spawn = spawn
         self._told: dict[str, tuple[str, CommitState]] = {}
+        self._next: dict[tuple[str, str], tuple[BuildRecord, CommitState, str]] = {}
+        """By repository and revision: the newest state, until its writing begins."""
+        self._writing: set[tuple[str, str]] = set()
 
     def tell(self, record: BuildRecord) -> None:
         """Begin to write the state of a build to its commit. Problems are logged."""
@@ -46,7 +53,18 @@ class Statuses:
             return
         self._told[record.repository] = (record.id, state)
         words = words or (record.failure.heading if record.failure else "The build failed")
-        self._spawn(self._write(record, state, words))
+        commit = (record.repository, record.revision)
+        self._next[commit] = (record, state, words)
+        if commit not in self._writing:
+            self._writing.add(commit)
+            self._spawn(self._write_all(commit))
+
+    async def _write_all(self, commit: tuple[str, str]) -> None:
+        try:
+            while news := self._next.pop(commit, None):
+                await self._write(*news)
+        finally:
+            self._writing.discard(commit)
 
     async def _write(self, record: BuildRecord, state: CommitState, words: str) -> None:
         provider, _, name = record.repository.partition("/")

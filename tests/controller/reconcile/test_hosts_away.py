@@ -15,7 +15,7 @@ from prebinder.config import Configuration
 from prebinder.hosts.base import Host
 from prebinder.model.failure import HostUnavailable, RefNotFound, RefusedError, SpecError, WebhookRejected
 from prebinder.model.messages import BuildRequest
-from prebinder.model.spec import Provider, Repository, git_url
+from prebinder.model.spec import Provider, Repository, git_url, github
 from prebinder.reconcile import HookClosed
 from tests.support.controller import Running, configured, started, until
 from tests.support.memory_host import MemoryHost, commit_id
@@ -289,8 +289,6 @@ async def test_repositories_come_and_go_with_the_configuration(
 async def test_the_states_of_builds_are_written_to_the_commit_when_configured(
     tmp_path: Path, host: MemoryHost, hosts: Hosts
 ) -> None:
-    from prebinder.model.spec import github
-
     repository = github("owner/course")
     head = host.push(repository, "First")
     sections = {"hosts": {"github": {"report_status": True}}, "site": {"url": "https://binder.example.org"}}
@@ -298,6 +296,29 @@ async def test_the_states_of_builds_are_written_to_the_commit_when_configured(
         await until(lambda: len(host.statuses) >= 2 and host.statuses[-1][1] == "success")
         assert host.statuses[0] == (head, "pending", f"https://binder.example.org/v2/gh/owner/course/{head}")
         assert [s[1] for s in host.statuses].count("success") == 1
+
+
+async def test_the_states_of_a_commit_are_written_in_order_and_those_that_were_overtaken_not_at_all(
+    tmp_path: Path, host: MemoryHost, hosts: Hosts
+) -> None:
+    repository = github("owner/course")
+    head = host.push(repository, "First")
+    host.status_gate = asyncio.Event()  # the first "pending" is slow
+    configuration = configured([{"github": "owner/course"}], hosts={"github": {"report_status": True}})
+    async with started(tmp_path, configuration, hosts) as it:
+        it.builder.hold_all = True
+        await until(lambda: it.builder.revisions == [head])
+        (build,) = await it.controller.builds()
+        await it.controller.cancel(build.id)
+        await it.ended(build.id)
+        again = BuildRequest(provider="gh", spec=f"owner/course/{head}", rebuild=True)
+        await it.controller.request_build(again)
+        await until(lambda: it.builder.revisions == [head, head])
+        it.builder.release()
+        await until(lambda: it.is_state(head, "ready"))
+        host.status_gate.set()
+        await until(lambda: (head, "success", None) in host.statuses)
+    assert host.statuses == [(head, "pending", None), (head, "success", None)]
 
 
 async def test_each_version_of_the_catalogue_is_new_and_sorts_after_the_one_before(
