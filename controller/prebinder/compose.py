@@ -223,14 +223,22 @@ def local_builder(
     )
 
 
-def controller_client(state: StateFolder) -> httpx.AsyncClient:
-    """How the endpoint of the same process speaks to its controller.
+def controller_client(
+    url: str = "http://controller", *, token: SecretStr | None = None, uds: Path | None = None
+) -> httpx.AsyncClient:
+    """How an endpoint speaks to its controller: any number of connections, because each followed build holds one.
 
-    Over the Unix socket that the command line uses too: httpx's in-process transport holds a response back until it
-    has ended, so that no event stream would ever begin.
+    With `uds`, to the controller of the same process, over the Unix socket that the command line uses too: httpx's
+    in-process transport holds a response back until it has ended, so that no event stream would ever begin.
     """
-    transport = httpx.AsyncHTTPTransport(uds=str(state.controller_socket), limits=httpx.Limits(max_connections=None))
-    return httpx.AsyncClient(transport=transport, base_url="http://controller", timeout=CONTROLLER_TIMEOUT)
+    limits = httpx.Limits(max_connections=None)
+    return httpx.AsyncClient(
+        base_url=url,
+        headers={"authorization": f"Bearer {token.get_secret_value()}"} if token else {},
+        transport=httpx.AsyncHTTPTransport(uds=str(uds), limits=limits) if uds else None,
+        limits=limits,
+        timeout=CONTROLLER_TIMEOUT,
+    )
 
 
 def public_url(configuration: Configuration, port: int) -> str:

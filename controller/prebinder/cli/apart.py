@@ -8,7 +8,6 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import httpx
 import structlog
 from pydantic import SecretStr
 
@@ -115,11 +114,7 @@ async def run_endpoint(path: Path, state_root: Path) -> int:
     async with contextlib.AsyncExitStack() as parts:
         parts.callback(listener.close)
         client = await parts.enter_async_context(
-            httpx.AsyncClient(
-                base_url=controller.url or f"http://{controller.address}:{controller.port}",
-                headers={"authorization": f"Bearer {token.get_secret_value()}"} if token else {},
-                timeout=compose.CONTROLLER_TIMEOUT,
-            )
+            compose.controller_client(controller.url or f"http://{controller.address}:{controller.port}", token=token)
         )
         images = create_image_store(configuration.registry)
         parts.push_async_callback(images.aclose)

@@ -144,7 +144,7 @@ async def _run(live: LiveConfiguration, state: StateFolder, screen: Screen, port
                     )
                 )
                 await parts.enter_async_context(compose.served(running.api, uds=state.controller_socket))
-                client = await parts.enter_async_context(compose.controller_client(state))
+                client = await parts.enter_async_context(compose.controller_client(uds=state.controller_socket))
                 click_hosts = create_hosts(configuration.hosts, state.git_cache)
                 endpoint = create_endpoint(
                     compose.endpoint_settings(
