@@ -5,8 +5,6 @@ A log that cannot be written (a full disk, a reader that went away) never ends w
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
 import sys
 from pathlib import Path
@@ -14,21 +12,7 @@ from typing import TextIO, cast
 
 import structlog
 
-
-class Unbreakable(io.TextIOBase):
-    """A text stream that drops what cannot be written."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        with contextlib.suppress(OSError, ValueError):
-            self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            self._stream.flush()
+from prebinder.onemachine.unbreakable import Unbreakable
 
 
 def log_to(path: Path | None) -> None:

@@ -1,13 +1,16 @@
 """What `prebinder up` shows: steps while it starts, then one line for each thing that happens.
 
-In a terminal a step spins until it is done; piped, each step is one line. Nothing here decides anything.
+In a terminal a step spins until it is done; piped, each step is one line. Nothing here decides anything, and a terminal
+that is gone ends nothing.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TextIO, cast
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -15,13 +18,14 @@ from rich.text import Text
 
 from prebinder.model.catalogue import Catalogue
 from prebinder.model.events import BuildState
+from prebinder.onemachine.unbreakable import Unbreakable
 
 
 class Screen:
     """Start-up steps, side by side when they run side by side."""
 
-    def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False, soft_wrap=True)
+    def __init__(self) -> None:
+        self.console = Console(file=cast(TextIO, Unbreakable(sys.stdout)), highlight=False, soft_wrap=True)
         self._progress: Progress | None = None
 
     @contextmanager

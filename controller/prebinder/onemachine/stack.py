@@ -99,8 +99,8 @@ async def run_stack(config: Path | None, state_root: Path, port: int | None) -> 
         await asyncio.wait([running, stopping], return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
         if not running.done():
-            screen.line("Stopping …", "dim")
             running.cancel()
+            screen.line("Stopping …", "dim")
         try:
             await running
         except (BaseExceptionGroup, PrebinderError) as error:
