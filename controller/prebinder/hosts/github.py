@@ -4,7 +4,8 @@ Refs are listed by `git ls-remote` and not by the REST API: one request instead 
 tags, all refs as of one moment, tags peeled, and no part of the API's quota (60 an hour without a token). A quota
 that is used up therefore stops summaries and statuses, not builds: `resolve` then asks Git too.
 
-PyGithub blocks and is slow to import, so it is imported at the first question and runs in threads of its own.
+PyGithub blocks and is slow to import, so it is imported at the first question and runs in threads of its own. A client
+of it has one connection that two questions at once would take each other's answers from: each thread has its own.
 The shapes of requests and answers are those of docs.github.com/rest (API version 2022-11-28) and
 docs.github.com/webhooks.
 """
@@ -15,6 +16,7 @@ import asyncio
 import base64
 import functools
 import math
+import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -85,7 +87,8 @@ class GitHubHost:
         self._config = config
         self._timeout = timeout
         self._url = config.url.rstrip("/")
-        self._client: tuple[str | None, Github] | None = None
+        self._local = threading.local()
+        """The client of each thread, and its token."""
 
     async def resolve(self, spec: Spec) -> str:
         if is_revision(spec.ref):
@@ -255,18 +258,22 @@ class GitHubHost:
         from github import Auth, Github
 
         token = self._token()
-        if self._client is None or self._client[0] != token:
-            client = Github(
-                auth=Auth.Token(token) if token else None,
-                base_url=self._config.api_url.rstrip("/"),
-                timeout=max(1, math.ceil(self._timeout)),
-                user_agent="prebinder",
-                retry=None,
-                seconds_between_requests=None,
-                lazy=True,
-            )
-            self._client = (token, client)
-        return self._client[1]
+        before: tuple[str | None, Github] | None = getattr(self._local, "client", None)
+        if before is not None and before[0] == token:
+            return before[1]
+        if before is not None:
+            before[1].close()
+        client = Github(
+            auth=Auth.Token(token) if token else None,
+            base_url=self._config.api_url.rstrip("/"),
+            timeout=max(1, math.ceil(self._timeout)),
+            user_agent="prebinder",
+            retry=None,
+            seconds_between_requests=None,
+            lazy=True,
+        )
+        self._local.client = token, client
+        return client
 
 
 class _QuotaUsed(HostUnavailable):

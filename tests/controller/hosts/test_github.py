@@ -5,9 +5,11 @@ The real GitHub cannot be reached from everywhere these tests run; see tests/sup
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,6 +122,25 @@ async def test_of_many_commits_the_newest_are_told_from_the_last_pages(
     ids = [course.push({"a": str(number)}, f"Commit {number}") for number in range(8)][::-1]
     assert [c.revision for c in await host.commits_between(COURSE, old, ids[0], 4)] == ids[:4]
     assert [c.revision for c in await host.commits_between(COURSE, old, ids[0], 50)] == ids
+
+
+async def test_questions_at_once_each_get_their_own_answer(
+    course: GitRepository, git_server: GitServer, host: GitHubHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worst moment is held for sure: each thread has said what it asks, none has asked yet."""
+    from github.Requester import HTTPRequestsConnectionClass as Connection
+
+    other = git_server.create("other")
+    other.push({"a": "1"}, "Another head")
+    both, say = threading.Barrier(2), Connection.request
+
+    def request(connection: Connection, *words: Any, **more: Any) -> None:
+        say(connection, *words, **more)
+        both.wait(20)
+
+    monkeypatch.setattr(Connection, "request", request)
+    answers = await asyncio.gather(host.resolve(Spec(COURSE, "main")), host.resolve(Spec(github("octo/other"), "main")))
+    assert answers == [course.head(), other.head()]
 
 
 async def test_after_a_force_push_there_is_just_the_new_commit(course: GitRepository, host: GitHubHost) -> None:
