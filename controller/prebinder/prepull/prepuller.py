@@ -18,7 +18,7 @@ import structlog
 
 from prebinder.builders.kubernetes.api import PODS, Api, ApiAway, ApiRefused, Expired
 from prebinder.config.prepull import PrepullConfig
-from prebinder.model.failure import EngineError
+from prebinder.model.failure import PrebinderError
 from prebinder.model.messages import PrepullNode, PrepullStatus
 from prebinder.prepull.plan import Node, Pull, Wanted, held, missing, nodes_for_servers
 from prebinder.prepull.pods import make_pull_pod, outcome, pod_name, selector
@@ -79,9 +79,12 @@ class Prepuller:
                     await self._turn(config)
                 else:
                     self._status = PrepullStatus(enabled=False)
-            except EngineError as error:
+            except PrebinderError as error:
                 log.warning("prepull.failed", reason=str(error))
-                self._status = self._status.model_copy(update={"problem": str(error), "pulling": None})
+                self._tell_problem(str(error))
+            except Exception as error:
+                log.exception("prepull.defect")
+                self._tell_problem(f"A defect of Prebinder: {type(error).__name__}. The controller's log says more.")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(config.every):
                     await self._changed.wait()
@@ -193,6 +196,10 @@ class Prepuller:
             pulling=f"{now.image} onto {now.node}" if now else None,
             problem=f"{worst[0].image} does not come onto {worst[0].node}: {worst[1].reason}" if worst else None,
         )
+
+    def _tell_problem(self, problem: str) -> None:
+        """The status when nothing can be looked at; what was seen before stands."""
+        self._status = self._status.model_copy(update={"enabled": True, "problem": problem, "pulling": None})
 
 
 class _There(Exception):
