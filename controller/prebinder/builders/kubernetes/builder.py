@@ -175,11 +175,12 @@ class KubernetesBuilder:
                 if error.reason == "AlreadyExists":
                     if await self._take_over(run, api, watch):
                         return
-                    continue
-                if error.status != 403 or "exceeded quota" not in str(error):
+                    words = "An earlier Job of this image is still going; the build waits for it."
+                elif error.status == 403 and "exceeded quota" in str(error):
+                    words = f"The cluster's quota is used up; the build waits for its turn: {error}"
+                else:
                     problem = f"The cluster does not take the build's Job: {error}"
                     raise BuildFailed(Failure(FailureKind.ENGINE, problem)) from None
-                words = f"The cluster's quota is used up; the build waits for its turn: {error}"
             if asyncio.get_running_loop().time() > end:
                 raise BuildFailed(Failure(FailureKind.ENGINE, words)) from None
             if words != said:

@@ -37,6 +37,8 @@ def pod(name: str, of: str, version: int, node: str | None = None) -> Object:
 class ScriptedApi:
     """Lists what `held` says; a watch gives what is put into its queue: events, or an exception."""
 
+    selector = "the=selector"
+
     def __init__(self) -> None:
         self.held: dict[tuple[str, str], list[Object]] = {JOBS: [], PODS: []}
         self.events: dict[tuple[str, str], asyncio.Queue[Any]] = {JOBS: asyncio.Queue(), PODS: asyncio.Queue()}
@@ -45,7 +47,7 @@ class ScriptedApi:
         self.away: Exception | None = None
 
     async def pages(self, kind: tuple[str, str], selector: str) -> AsyncGenerator[tuple[list[Object], str], None]:
-        assert selector == "the=selector"
+        assert selector == self.selector
         self.lists.append(kind)
         if self.away:
             raise self.away
@@ -56,7 +58,7 @@ class ScriptedApi:
     async def watch(
         self, kind: tuple[str, str], selector: str, version: str, *, seconds: int, idle: float
     ) -> AsyncGenerator[tuple[str, Object], None]:
-        assert selector == "the=selector"
+        assert selector == self.selector
         self.watches.append((kind, version))
         while True:
             event = await self.events[kind].get()
