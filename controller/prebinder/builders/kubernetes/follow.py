@@ -1,8 +1,8 @@
 """The log of one container, as it comes, whatever happens to the connection.
 
 Guarantees: every byte once and in order, from the first one; read on after a connection broke off; ended when the
-container has ended and all of it was read. It goes through a queue, so that the reader is never cancelled in the middle
-of something else.
+container has ended and all of it was read, or when it cannot be read. It goes through a queue, so that the reader is
+never cancelled in the middle of something else.
 """
 
 from __future__ import annotations
@@ -11,9 +11,14 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
 
+import structlog
+
 from prebinder.builders.kubernetes import failures
 from prebinder.builders.kubernetes.api import Api, ApiAway, ApiRefused, Object
 from prebinder.builders.kubernetes.watch import Watch
+from prebinder.model.failure import BuildFailed, Failure, FailureKind
+
+log = structlog.get_logger(__name__)
 
 _QUEUE = 32
 _IDLE_SECONDS = 600.0
@@ -22,7 +27,10 @@ _PAUSES = (0.2, 10.0)
 
 
 async def follow_log(api: Api, watch: Watch, job: str, uid: str, container: str) -> AsyncGenerator[bytes, None]:
-    """The log of a container that has begun, of the newest pod of a Job; ends when the pod is gone, too."""
+    """The log of a container that has begun, of the newest pod of a Job; ends when the pod is gone, too.
+
+    Raises BuildFailed when what comes cannot be understood.
+    """
     queue: asyncio.Queue[bytes | None] = asyncio.Queue(_QUEUE)
     pump = asyncio.create_task(_pump(api, watch, job, uid, container, queue), name=f"log of {job}/{container}")
     try:
@@ -35,6 +43,22 @@ async def follow_log(api: Api, watch: Watch, job: str, uid: str, container: str)
 
 
 async def _pump(api: Api, watch: Watch, job: str, uid: str, container: str, queue: asyncio.Queue[bytes | None]) -> None:
+    """All of it, and None at the end, however it ends: the reader waits for that."""
+    failed: BuildFailed | None = None
+    try:
+        await _read_all(api, watch, job, uid, container, queue)
+    except Exception as error:
+        log.exception("log.defect", job=job, container=container)
+        problem = f"The build's log cannot be read: a defect of Prebinder ({type(error).__name__})."
+        failed = BuildFailed(Failure(FailureKind.ENGINE, f"{problem} The controller's log says more."))
+    await queue.put(None)
+    if failed is not None:
+        raise failed
+
+
+async def _read_all(
+    api: Api, watch: Watch, job: str, uid: str, container: str, queue: asyncio.Queue[bytes | None]
+) -> None:
     read, which, pause = 0, "", _PAUSES[0]
     while (pod := watch.seen(job).pod(uid)) is not None:
         now = str(failures.container_status(pod, container).get("containerID", ""))
@@ -56,7 +80,6 @@ async def _pump(api: Api, watch: Watch, job: str, uid: str, container: str, queu
                 break
         await _wait_for_end(watch, job, uid, container, pause)
         pause = min(2 * pause, _PAUSES[1])
-    await queue.put(None)
 
 
 class _Behind(Exception):

@@ -5,7 +5,7 @@ Guarantees, each of them tested:
   expires (410) goes on or begins anew with a list; a list comes every `RESYNC` seconds anyway.
 - Whoever waits for a Job is woken by a change of it or of its pods, not by a clock.
 - While the API server is away the last state stands, and `away` says why. Attempts to reach it come with a growing
-  pause, without end.
+  pause, without end; so they do when it says what nobody foresaw.
 - A pod that was told to go and does not, because its node is gone for good, is lost after a while: as if deleted.
 - Only what is read is kept: about 2 kB a build.
 
@@ -139,25 +139,35 @@ class Watch:
     # How
 
     async def _follow(self, kind: tuple[str, str]) -> None:
+        loop = asyncio.get_running_loop()
         pause = _PAUSE
         while True:
+            listed = None
             try:
                 version = await self._list(kind)
-                pause = _PAUSE
+                listed = loop.time()
                 async with asyncio.timeout(self._resync):
                     while True:
                         version = await self._watch(kind, version)
                         pause = _PAUSE
+            except TimeoutError:
+                continue  # time for a list
             except Expired:
                 log.info("watch.expired", of=kind[1])
-            except TimeoutError:
-                pass  # time for a list
             except (ApiAway, ApiRefused) as error:
                 if kind not in self._away:
                     log.warning("watch.away", of=kind[1], problem=str(error))
                 self._away[kind] = error
-                await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311
-                pause = min(2 * pause, _PAUSE_MOST)
+            except Exception as error:
+                log.exception("watch.defect", of=kind[1])
+                self._away[kind] = EngineError(
+                    f"What the cluster says of its {kind[1]} cannot be followed: a defect of Prebinder "
+                    f"({type(error).__name__}). The controller's log says more."
+                )
+            if listed is not None and loop.time() - listed > _PAUSE_MOST:
+                pause = _PAUSE  # it went well for a while
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311
+            pause = min(2 * pause, _PAUSE_MOST)
 
     async def _list(self, kind: tuple[str, str]) -> str:
         version, keep = "", set[str]()

@@ -172,6 +172,29 @@ async def test_while_the_api_is_away_the_last_state_stands_and_says_why() -> Non
         assert watch.seen("a").job["status"] == {"phase": "two"}  # type: ignore[index]
 
 
+async def test_what_nobody_foresaw_is_told_and_tried_again() -> None:
+    api = ScriptedApi()
+    async with watching(api) as watch:
+        await watch.synced()
+        api.tell(JOBS, ("MODIFIED", {"metadata": {"resourceVersion": "7"}}))  # without a name
+        api.away = KeyError("resourceVersion")
+        await until(lambda: "a defect of Prebinder (KeyError)" in str(watch.away))
+        api.away = None
+        api.held[JOBS] = [job("a", 9)]
+        await change(watch, "a")
+        assert watch.away is None
+
+
+async def test_an_api_whose_every_watch_has_expired_at_once_is_asked_with_pauses() -> None:
+    api = ScriptedApi()
+    api.tell(JOBS, *(Expired("too old", 410, "Expired") for _ in range(100)))
+    async with watching(api) as watch:
+        begun = asyncio.get_running_loop().time()
+        await watch.synced()
+        await until(lambda: api.lists.count(JOBS) >= 4)
+        assert asyncio.get_running_loop().time() - begun > 0.5
+
+
 async def test_a_list_comes_by_itself_now_and_then() -> None:
     api = ScriptedApi()
     async with watching(api, resync=0.05) as watch:
