@@ -4,7 +4,8 @@ Guarantees:
 - At most one leads: who cannot renew in time knows it before another may take over, whatever the network does, and
   nobody's clock is compared with another's (each measures how long a record has not changed, by its own clock).
 - A leader that ends well gives the Lease back: the next one takes over at once, not after `duration`.
-- A Service without a selector leads to whoever leads: the leader writes its address into the EndpointSlice.
+- A Service without a selector leads to whoever leads: the leader writes its address into the EndpointSlice, and looks
+  after it; who has lost the Lease writes nothing.
 
 Lease and EndpointSlice are there already (the chart makes them), so that a controller needs no right to create any and
 nothing is left when the chart goes. The rule is that of client-go's leaderelection.
@@ -105,11 +106,18 @@ def leads_to(slice_: Object, address: str, port: int) -> Object:
     return {**slice_, "endpoints": [endpoint], "ports": [{"name": "http", "protocol": "TCP", "port": port}]}
 
 
+def does_lead_to(slice_: Object, address: str, port: int) -> bool:
+    """Whether the Service leads to `address` alone. What else the cluster may have put there does not matter."""
+    addresses = [endpoint.get("addresses") for endpoint in slice_.get("endpoints") or ()]
+    return addresses == [[address]] and [p.get("port") for p in slice_.get("ports") or ()] == [port]
+
+
 @contextlib.asynccontextmanager
 async def leading(settings: LeaseSettings, clock: Callable[[], float] = monotonic) -> AsyncIterator[asyncio.Event]:
     """Wait until this process leads; leads while the block runs. The event is set when that is over too early.
 
-    Raises EngineError when the cluster does not let us: no Lease by that name, or no right to it.
+    Raises EngineError when the cluster does not let us (no Lease by that name, or no right to it), and when the Lease
+    is lost before the block begins.
     """
     api = await Api.connect(settings.namespace)
     try:
@@ -118,7 +126,12 @@ async def leading(settings: LeaseSettings, clock: Callable[[], float] = monotoni
         lost = asyncio.Event()
         renewing = asyncio.create_task(election.keep(lost))
         try:
-            await election.announce()
+            await election.announce(lost)
+            if lost.is_set():
+                raise EngineError(
+                    f"The Lease {settings.name} was lost before the Service led to this controller: another may be "
+                    "active. This one ends, to stand by when it is started again."
+                )
             yield lost
         finally:
             renewing.cancel()
@@ -167,8 +180,18 @@ class _Election:
             await asyncio.sleep(self._settings.pause)
 
     async def keep(self, lost: asyncio.Event) -> None:
-        """Renew until it is lost; then set `lost`."""
-        while not lost.is_set():
+        """Renew, and see to it that the Service leads to us, until the Lease is lost; then set `lost`.
+
+        Whatever ends the renewing sets it, but for being cancelled.
+        """
+        try:
+            await self._renew_until_lost()
+        except Exception:
+            log.exception("lease.defect", lease=self._settings.name)
+        lost.set()
+
+    async def _renew_until_lost(self) -> None:
+        while True:
             await asyncio.sleep(self._settings.pause)
             left = self._renewed + self._settings.patience - self._clock()
             reason = "it could not be renewed in time"
@@ -176,16 +199,18 @@ class _Election:
                 if left > 0:
                     # An answer that hangs must not keep us leading.
                     async with asyncio.timeout(left):
-                        if await self._renew():
-                            continue
-                        reason = "another holds it"
-                        left = 0
+                        ours = await self._renew()
+                    if ours:
+                        await self._announce_again()
+                        continue
+                    reason = "another holds it"
+                    left = 0
             except (ApiAway, ApiRefused, TimeoutError) as error:
                 log.warning("lease.not_renewed", lease=self._settings.name, reason=str(error) or "time is over")
                 left = self._renewed + self._settings.patience - self._clock()
             if left <= 0:
                 log.error("lease.lost", lease=self._settings.name, reason=reason)
-                lost.set()
+                return
 
     async def _renew(self) -> bool:
         """False when another holds the Lease."""
@@ -197,15 +222,11 @@ class _Election:
         self._renewed = asked
         return True
 
-    async def announce(self) -> None:
-        """Let the Service lead to us. Tried until it is so: without it nobody finds the controller."""
-        if self._settings.address is None:
-            return
-        while True:
+    async def announce(self, lost: asyncio.Event) -> None:
+        """Let the Service lead to us. Tried until it is so or `lost` is set: without it nobody finds the controller."""
+        while not lost.is_set():
             try:
-                old = await self._api.ask("GET", self._slice)
-                new = leads_to(old, self._settings.address, self._settings.port)
-                await self._api.ask("PUT", self._slice, body=new)
+                await self._write_address()
                 return
             except ApiRefused as error:
                 if error.status != 409:
@@ -213,6 +234,26 @@ class _Election:
             except ApiAway as error:
                 log.warning("lease.api_away", reason=str(error))
             await asyncio.sleep(self._settings.pause)
+
+    async def _announce_again(self) -> None:
+        """What one who led before wrote late is put right. When it fails, the next renewal brings another try."""
+        try:
+            async with asyncio.timeout(self._settings.pause):  # the next renewal does not wait for it
+                if await self._write_address():
+                    log.info("lease.announced", lease=self._settings.name, address=self._settings.address)
+        except (ApiAway, ApiRefused, TimeoutError) as error:
+            log.warning("lease.not_announced", lease=self._settings.name, reason=str(error) or "time is over")
+
+    async def _write_address(self) -> bool:
+        """Our address into the EndpointSlice; False when it needs none. Its version makes a race a conflict."""
+        if self._settings.address is None:
+            return False
+        old = await self._api.ask("GET", self._slice)
+        if does_lead_to(old, self._settings.address, self._settings.port):
+            return False
+        new = leads_to(old, self._settings.address, self._settings.port)
+        await self._api.ask("PUT", self._slice, body=new)
+        return True
 
     async def give_back(self) -> None:
         """Let the next one take over at once. When it fails, the next one waits for `duration`."""

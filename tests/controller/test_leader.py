@@ -12,9 +12,10 @@ from typing import Any
 import httpx
 import pytest
 
-from prebinder.builders.kubernetes.api import Api
-from prebinder.leader import LeaseSettings, Seen, Standby, leading, may_take, taken
+from prebinder.builders.kubernetes.api import Api, ApiAway, ApiRefused
+from prebinder.leader import LeaseSettings, Seen, Standby, does_lead_to, leading, leads_to, may_take, taken
 from prebinder.model.failure import EngineError
+from tests.support.controller import until
 from tests.support.kube import Cluster, cluster, namespace
 
 __all__ = ["cluster", "namespace"]
@@ -81,6 +82,92 @@ async def test_a_standby_answers_that_it_is_one_until_it_leads() -> None:
         assert refused.headers["retry-after"]
         app.app = own
         assert (await client.get("/api/catalogue")).status_code == 204
+
+
+class ScriptedApi:
+    """One Lease and one EndpointSlice, with versions as the API server keeps them. `trouble` is what
+    asking for either raises."""
+
+    namespace = "here"
+
+    def __init__(self) -> None:
+        self.objects = {kind: {"metadata": {"resourceVersion": "1"}} for kind in ("leases", "endpointslices")}
+        self.trouble: dict[str, Exception] = {}
+
+    async def ask(self, method: str, path: str, *, body: Any = None) -> Any:
+        kind = path.split("/")[-2]
+        if error := self.trouble.get(kind):
+            raise error
+        if method == "PUT":
+            if body["metadata"] != self.objects[kind]["metadata"]:
+                raise ApiRefused("It was changed meanwhile.", 409, "Conflict")
+            self.put(kind, body)
+        return self.objects[kind]
+
+    def put(self, kind: str, what: Any) -> None:
+        version = int(self.objects[kind]["metadata"]["resourceVersion"]) + 1
+        self.objects[kind] = {**what, "metadata": {"resourceVersion": str(version)}}
+
+    def leads_to(self, address: str) -> bool:
+        return does_lead_to(self.objects["endpointslices"], address, 8587)
+
+    async def aclose(self) -> None:
+        pass
+
+
+@pytest.fixture
+def api(monkeypatch: pytest.MonkeyPatch) -> ScriptedApi:
+    made = ScriptedApi()
+
+    async def connect(namespace: str | None) -> ScriptedApi:
+        return made
+
+    monkeypatch.setattr(Api, "connect", connect)
+    return made
+
+
+QUICK = LeaseSettings(name="x", identity="me", address="10.0.0.1", port=8587, duration=60, patience=50, pause=0.02)
+
+
+async def test_a_service_that_one_who_led_before_leads_elsewhere_leads_to_the_leader_again(api: ScriptedApi) -> None:
+    async with leading(QUICK) as lost:
+        assert api.leads_to("10.0.0.1")
+        api.put("endpointslices", leads_to(api.objects["endpointslices"], "10.0.0.9", 8587))
+        api.trouble["endpointslices"] = ApiAway("It does not answer.")
+        renewed = api.objects["leases"]
+        await until(lambda: api.objects["leases"] is not renewed)
+        api.trouble.clear()
+        await until(lambda: api.leads_to("10.0.0.1"))
+        assert not lost.is_set()
+    assert api.objects["leases"]["spec"]["holderIdentity"] == ""  # type: ignore[index]
+
+
+async def test_one_who_lost_the_lease_before_the_service_led_to_it_writes_nothing_and_does_not_lead(
+    api: ScriptedApi,
+) -> None:
+    api.trouble["endpointslices"] = ApiAway("It does not answer.")
+    begun = False
+
+    async def lead() -> None:
+        nonlocal begun
+        async with leading(QUICK):
+            begun = True
+
+    task = asyncio.create_task(lead())
+    await until(lambda: "spec" in api.objects["leases"])
+    api.put("leases", lease("other", "t"))
+    api.put("endpointslices", leads_to(api.objects["endpointslices"], "10.0.0.9", 8587))
+    with pytest.raises(EngineError, match="Lease x was lost"):
+        await asyncio.wait_for(task, 10)
+    assert not begun
+    assert api.leads_to("10.0.0.9")
+    assert api.objects["leases"]["spec"]["holderIdentity"] == "other"  # type: ignore[index]
+
+
+async def test_a_leader_that_meets_what_nobody_foresaw_knows_that_it_leads_no_more(api: ScriptedApi) -> None:
+    async with leading(QUICK) as lost:
+        api.trouble["leases"] = KeyError("spec")
+        await asyncio.wait_for(lost.wait(), 10)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -54,22 +55,23 @@ async def run_controller(path: Path, state_root: Path) -> int:
                 return 0
             live.reload()
             configuration = live.start()
-        parts.enter_context(exclusive(state))
-        images, builder = await _what_builds(live, state, parts)
-        hosts = create_hosts(configuration.hosts, state.git_cache)
-        running = await parts.enter_async_context(
-            compose.started_controller(live, state, builder=builder, images=images, hosts=hosts, token=token)
-        )
-        if configuration.builder.kind == "kubernetes":
-            from prebinder.cli.on_kubernetes import prepulling
+        async with broken_off(stopped, lost):
+            parts.enter_context(exclusive(state))
+            images, builder = await _what_builds(live, state, parts)
+            hosts = create_hosts(configuration.hosts, state.git_cache)
+            running = await parts.enter_async_context(
+                compose.started_controller(live, state, builder=builder, images=images, hosts=hosts, token=token)
+            )
+            if configuration.builder.kind == "kubernetes":
+                from prebinder.cli.on_kubernetes import prepulling
 
-            await parts.enter_async_context(prepulling(live, running.controller))
-        if standby:
-            standby.app = running.guarded
-        else:
-            await parts.enter_async_context(compose.served(running.guarded, sockets=[listener]))
-        await parts.enter_async_context(compose.served(running.api, uds=state.controller_socket))
-        log.info("controller.ready", address=configuration.controller.address, port=listener.getsockname()[1])
+                await parts.enter_async_context(prepulling(live, running.controller))
+            if standby:
+                standby.app = running.guarded
+            else:
+                await parts.enter_async_context(compose.served(running.guarded, sockets=[listener]))
+            await parts.enter_async_context(compose.served(running.api, uds=state.controller_socket))
+            log.info("controller.ready", address=configuration.controller.address, port=listener.getsockname()[1])
         await until_over(stopped, lost)
     return 0
 
@@ -135,19 +137,51 @@ async def run_endpoint(path: Path, state_root: Path) -> int:
     return 0
 
 
+@contextlib.asynccontextmanager
+async def broken_off(stopped: asyncio.Future[None], lost: asyncio.Event | None) -> AsyncIterator[None]:
+    """Break off the block when it is over before its end (see `until_over`): a start that hangs must not go on as the
+    active controller. Without a Lease it comes to its end."""
+    if lost is None:
+        yield
+        return
+    limit = asyncio.timeout(None)
+
+    async def end() -> None:
+        await _over(stopped, lost)
+        limit.reschedule(asyncio.get_running_loop().time())
+
+    try:
+        async with limit:
+            ending = asyncio.create_task(end())
+            try:
+                yield
+            finally:
+                ending.cancel()
+                await asyncio.wait([ending])
+    except TimeoutError:
+        if not limit.expired():
+            raise
+
+
 async def until_over(stopped: asyncio.Future[None], lost: asyncio.Event | None) -> None:
     """Return when `stopped` is done. Raises EngineError when the Lease is lost before."""
     if lost is None:
         await stopped
         return
-    losing = asyncio.ensure_future(lost.wait())
-    first: list[asyncio.Future[Any]] = [losing, stopped]
-    await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+    await _over(stopped, lost)
     if not stopped.done():
         raise EngineError(
             "The Lease is lost: another controller may be active. This one ends, to stand by when it is started again."
         )
-    losing.cancel()
+
+
+async def _over(stopped: asyncio.Future[None], lost: asyncio.Event) -> None:
+    losing = asyncio.ensure_future(lost.wait())
+    first: list[asyncio.Future[Any]] = [losing, stopped]
+    try:
+        await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        losing.cancel()
 
 
 async def until_signal() -> None:
