@@ -19,7 +19,7 @@ import asyncio
 import errno
 import os
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -88,10 +88,13 @@ class LogStore:
         events = await self.read(build_id)
         return events[-1] if events else None
 
-    async def follow(self, build_id: str, after: int = 0) -> AsyncIterator[BuildEvent]:
+    async def follow(
+        self, build_id: str, after: int = 0, end: Callable[[], Awaitable[BuildEvent]] | None = None
+    ) -> AsyncIterator[BuildEvent]:
         """The events above `after`: stored ones, then live ones, until the terminal one or until the log is deleted.
 
-        A build that has said nothing yet is waited for.
+        A build that has said nothing yet is waited for. With `end` the build is over: a log that has no terminal event
+        ends with that one, under the next number.
         """
         path = self._path(build_id)
         channel = self._channel(build_id)
@@ -108,8 +111,8 @@ class LogStore:
                         return
                 if channel.deleted:
                     return
-                if not events and (lost := self._lost.get(build_id)):
-                    yield lost
+                if not events and (lost := self._lost.get(build_id) or (end and await end())):
+                    yield lost.model_copy(update={"seq": max(channel.last, after) + 1})
                     return
                 if not events:
                     await changed.wait()

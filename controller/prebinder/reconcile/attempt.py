@@ -15,7 +15,7 @@ from typing import Any, Protocol, cast
 
 from prebinder.builders.base import Builder, BuildOrder
 from prebinder.builders.logs import LogStore
-from prebinder.model.events import BuildEvent, Phase
+from prebinder.model.events import BuildEvent, BuildRecord, Phase
 from prebinder.model.failure import BuildFailed, Failure, FailureKind, PrebinderError
 from prebinder.registry.base import ImageStore
 
@@ -81,6 +81,15 @@ def said_so_far(events: Sequence[BuildEvent]) -> int:
             break
         count += len(event.message)
     return count
+
+
+def end_of(record: BuildRecord, image: str | None, failure: Failure | None) -> BuildEvent:
+    """The terminal event of a finished build whose log does not have it. Its number is not known here."""
+    at = record.finished_at or record.queued_at
+    if image is not None:
+        return BuildEvent(seq=1, at=at, phase=Phase.BUILT, message=f"Built image {record.image}.\n", image=image)
+    failure = failure or Failure(FailureKind.INTERRUPTED, "The image is not there any more. Click again to build it.")
+    return BuildEvent(seq=1, at=at, phase=Phase.FAILED, message=failure.message + "\n", failure=failure.kind)
 
 
 async def attempt(

@@ -10,6 +10,7 @@ import contextlib
 import random
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import structlog
@@ -35,6 +36,7 @@ from prebinder.model.messages import (
 )
 from prebinder.model.policy import Ref
 from prebinder.model.spec import Provider, Spec, is_revision, parse_spec
+from prebinder.reconcile.attempt import end_of
 from prebinder.reconcile.builds import Builds, Wanted
 from prebinder.reconcile.errors import BuildEnded, BuildNotFound, HookClosed
 from prebinder.reconcile.health import HealthChecks
@@ -265,7 +267,7 @@ class Controller:
     async def events(self, beginning: str, after: int = 0) -> AsyncIterator[BuildEvent]:
         """Follow a build's events. Raises BuildNotFound at once, not when iterated."""
         record = await self.build(beginning)
-        return self._logs.follow(record.id, after)
+        return self._logs.follow(record.id, after, partial(self._end_of, record) if record.state.finished else None)
 
     async def log(self, beginning: str) -> list[BuildEvent]:
         """The events that are stored now. Raises BuildNotFound."""
@@ -423,6 +425,17 @@ class Controller:
             disk_limit=limits.disk,
             trusted=record.ref == "HEAD" or record.ref in named,
         )
+
+    async def _end_of(self, record: BuildRecord) -> BuildEvent:
+        """How a finished build ended, from the ledger: its log stayed with another controller, or was lost."""
+        image, failure = None, record.as_failure()
+        if record.state is BuildState.READY:
+            name, _, tag = record.image.rpartition(":")
+            try:
+                image = await self._ready(ImageName(name, tag), self._views.get(record.repository), record.revision)
+            except PrebinderError as error:
+                failure = error.failure()
+        return end_of(record, image, failure)
 
     def _build_changed(self, entry: BuildEntry) -> None:
         self._view_changed(entry.record.repository)

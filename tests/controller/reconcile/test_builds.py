@@ -366,3 +366,32 @@ async def test_an_image_that_was_deleted_is_noticed_and_built_again(
         it.images.held.clear()
         await until(lambda: len(it.builder.orders) == 2)
         await until(lambda: it.is_state(head, "ready"))
+
+
+async def test_a_build_whose_log_is_not_here_ends_as_the_ledger_says(
+    tmp_path: Path, course: Repository, host: MemoryHost, hosts: Hosts
+) -> None:
+    images = Shelf()
+    builder = ScriptedBuilder(images)
+    good, bad = host.head(course), host.push(course, "Bad", branch="bad")
+    builder.fail(bad, FailureKind.REPOSITORY)
+    async with started(tmp_path, [url(course)], hosts, builder=builder) as it:
+        ready = await it.ended(await build_of(it, good))
+        reply = await ask(it, course, "bad")
+        assert reply.build is not None
+        told = (await it.events(reply.build.id))[-1]
+        failed = await it.ended(reply.build.id)
+    for log in (tmp_path / "builds").iterdir():
+        log.unlink()
+    async with started(tmp_path, [url(course)], hosts, images=images) as it:
+        again = await ask(it, course, "bad")
+        assert again.build == failed
+        (end,) = await it.events(failed.id)
+        assert (end.seq, end.phase, end.failure, end.message) == (1, told.phase, told.failure, told.message)
+        (end,) = [event async for event in await it.controller.events(failed.id, after=40)]
+        assert end.seq == 41, "news also for whoever read that far elsewhere"
+        (end,) = await it.events(ready.id)
+        assert (end.phase, end.image) == (Phase.BUILT, images.held[ready.image])
+        images.held.clear()
+        (end,) = await it.events(ready.id)
+        assert (end.phase, end.image) == (Phase.FAILED, None)
