@@ -46,7 +46,10 @@ def parse(text: str, source: str = "configuration") -> Configuration:
         mark = error.problem_mark or error.context_mark
         where = f"{source}:{mark.line + 1}" if mark else source
         raise ConfigurationError(f"{where}: not valid YAML: {error.problem or error.context}.") from None
-    except YAMLError as error:
+    except RecursionError:
+        raise ConfigurationError(f"{source}: not valid YAML: nested too deeply.") from None
+    except (YAMLError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        # The others come from ruamel.yaml's conversions: `2025-13-01`, `!!int x`, `0x_`.
         raise ConfigurationError(f"{source}: not valid YAML: {error}.") from None
     if tree is None:
         tree = CommentedMap()

@@ -96,6 +96,10 @@ def test_nothing_is_needed() -> None:
         ("- a", "x.yaml:1: the file must be a mapping"),
         ("a: [", "not valid YAML"),
         ("a: 1\na: 2", "not valid YAML"),
+        ("site: {title: 2025-13-01}", "not valid YAML: month must be in 1..12."),
+        ("a: !!int x", "not valid YAML"),
+        ("a: !!bool x", "not valid YAML"),
+        ("a: " + "[" * 2000, "nested too deeply"),
         ("a: !!python/object/apply:os.system [id]", "unknown key"),
     ],
 )
