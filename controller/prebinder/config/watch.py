@@ -65,7 +65,9 @@ class LiveConfiguration:
             log.info("configuration.loaded", repositories=len(new.repositories))
             if keys := self.waiting(new):
                 log.warning("configuration.restart_needed", keys=keys)
-        self.current, self.problem = new, None
+        self.problem = None
+        if new != self.current:  # else it stays the same object, so that nobody takes it for another one
+            self.current = new
         return changed
 
     def start(self) -> Configuration:

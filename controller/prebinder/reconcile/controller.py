@@ -20,7 +20,7 @@ from prebinder.builders.base import Builder, BuildOrder
 from prebinder.builders.logs import LogStore
 from prebinder.config import Configuration, LiveConfiguration
 from prebinder.hosts.base import Host, RefChanged
-from prebinder.ledger import BuildEntry, Ledger, Wish
+from prebinder.ledger import BuildEntry, Ledger, RepositoryMemory, Wish
 from prebinder.model.catalogue import BuildSummary, Catalogue, RefKind, RepositoryEntry
 from prebinder.model.events import BuildEvent, BuildRecord, BuildState
 from prebinder.model.failure import HostUnavailable, PrebinderError, RegistryError, WebhookRejected
@@ -38,7 +38,7 @@ from prebinder.model.policy import Ref
 from prebinder.model.spec import Provider, Spec, is_revision, parse_spec
 from prebinder.reconcile.attempt import end_of
 from prebinder.reconcile.builds import Builds, Wanted
-from prebinder.reconcile.errors import BuildEnded, BuildNotFound, HookClosed
+from prebinder.reconcile.errors import BuildNotFound, HookClosed
 from prebinder.reconcile.health import HealthChecks
 from prebinder.reconcile.metrics import Metrics
 from prebinder.reconcile.plan import may_build_again, recipe
@@ -53,6 +53,8 @@ from prebinder.registry.base import ImageStore
 log = structlog.get_logger(__name__)
 
 _DELIVERIES_KEPT = timedelta(days=7)
+_FIRST_PAUSE = 0.5
+_LONGEST_PAUSE = 30.0
 _HOOKS = {"github": Provider.GITHUB, "git": Provider.GIT}
 
 
@@ -336,7 +338,7 @@ class Controller:
         """Take over the configuration in force: repositories, intervals, image names, parallel builds."""
         configuration = self._live.current
         wanted = {str(config.repository): config for config in configuration.repositories}
-        memories = await self._ledger.repositories() if set(wanted) - set(self._views) else {}
+        memories = await self._memories(configuration) if set(wanted) - set(self._views) else {}
         if configuration is not self._live.current:
             return  # changed again meanwhile: that change is applied in its turn
         gone = {key: self._views.pop(key) for key in set(self._views) - set(wanted)}
@@ -357,11 +359,26 @@ class Controller:
         for key in self._views:
             self._schedule.now(key, "configuration")
         for key, view in gone.items():
-            await view.save(self._ledger)
+            try:
+                await view.save(self._ledger)
+            except PrebinderError as error:
+                log.error("configuration.apply", repository=key, problem=str(error))
             for entry in self._builds.active():
                 if entry.record.repository == key and entry.wish is not Wish.PERSON:
-                    with contextlib.suppress(BuildEnded):
+                    with contextlib.suppress(PrebinderError):  # it has ended, or its end cannot be written down
                         await self._builds.cancel(entry.record.id, superseded=True)
+
+    async def _memories(self, configuration: Configuration) -> dict[str, RepositoryMemory]:
+        """What the ledger remembers; asked for until it answers or another configuration is in force."""
+        pause = _FIRST_PAUSE
+        while configuration is self._live.current:
+            try:
+                return await self._ledger.repositories()
+            except PrebinderError as error:
+                log.error("configuration.apply", problem=str(error), again_after=pause)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE)
+        return {}
 
     def _follow(self) -> None:
         polling = self._live.current.polling

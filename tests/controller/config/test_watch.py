@@ -28,7 +28,9 @@ def test_an_invalid_file_keeps_the_last_good_one_and_says_so(tmp_path: Path) -> 
     path = tmp_path / "prebinder.yaml"
     path.write_text("site: {title: One}")
     live = LiveConfiguration(load(path), path)
+    first = live.current
     assert not live.reload(), "nothing changed"
+    assert live.current is first, "also for whoever is applying it just now"
     path.write_text("site: {titel: Two}")
     assert live.reload()
     assert live.current.site.title == "One"

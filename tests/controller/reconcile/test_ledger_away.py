@@ -10,11 +10,11 @@ from urllib.parse import quote
 import pytest
 
 from prebinder.hosts.base import Host
-from prebinder.ledger import BuildEntry, LedgerError
+from prebinder.ledger import BuildEntry, LedgerError, RepositoryMemory
 from prebinder.model.events import BuildEvent, BuildState, Phase
 from prebinder.model.failure import FailureKind
 from prebinder.model.messages import BuildRequest
-from prebinder.model.spec import Provider, Repository
+from prebinder.model.spec import Provider, Repository, git_url
 from tests.support.controller import Running, configured, started, until
 from tests.support.memory_host import MemoryHost
 from tests.support.scripted_builder import ScriptedBuilder, Shelf
@@ -72,3 +72,42 @@ async def test_a_cancel_that_cannot_be_written_down_leaves_nothing_that_hangs(
         assert reply.build is not None
         assert reply.build.id != entry.build
         assert reply.build.state is BuildState.QUEUED
+
+
+async def test_a_configuration_that_comes_while_the_ledger_is_away_is_applied_when_it_is_back(
+    tmp_path: Path, course: Repository, host: MemoryHost, hosts: Hosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = git_url("https://memory.invalid/other")
+    host.push(other, "First")
+    asked: list[str] = []
+
+    async def repositories() -> dict[str, RepositoryMemory]:
+        asked.append("repositories")
+        raise LedgerError("The ledger is away.")
+
+    async with started(tmp_path, [{"git": course.name}], hosts) as it:
+        await until(lambda: it.is_state(host.head(course), "ready"))
+        with monkeypatch.context() as broken:
+            broken.setattr(it.ledger, "repositories", repositories)
+            it.live.current = configured([{"git": course.name}, {"git": other.name}])
+            it.controller.configuration_changed()
+            await until(lambda: len(asked) == 2)
+        await until(lambda: it.is_state(host.head(other), "ready"))
+
+
+async def test_builds_of_a_repository_that_is_gone_end_also_when_its_memory_cannot_be_written(
+    tmp_path: Path, course: Repository, host: MemoryHost, hosts: Hosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builder = ScriptedBuilder(Shelf(), hold_all=True)
+    async with started(tmp_path, [{"git": course.name}], hosts, builder=builder) as it:
+        await until(lambda: builder.orders)
+
+        async def remember(*_: object, **__: object) -> None:
+            raise LedgerError("The ledger is away.")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(it.ledger, "remember", remember)
+            it.controller._views[str(course)].changed = True
+            it.live.current = configured([])
+            it.controller.configuration_changed()
+            await until(lambda: builder.ended == [host.head(course)])
