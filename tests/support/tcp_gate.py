@@ -5,6 +5,8 @@ async with gate("api.example.org", 6443) as way:
     way.cut()           # every connection is reset, new ones are refused
     way.hold()          # nothing passes any more, and nobody is told
     way.open()          # as before
+
+A host that begins with a slash is the path of a Unix socket.
 """
 
 from __future__ import annotations
@@ -47,7 +49,9 @@ class Gate:
         if self._refusing:
             writer.transport.abort()
             return
-        there, back = await asyncio.open_connection(*self._target)
+        host, port = self._target
+        unix = host.startswith("/")
+        there, back = await (asyncio.open_unix_connection(host) if unix else asyncio.open_connection(host, port))
         self._writers |= {writer, back}
         try:
             await asyncio.gather(self._pass(reader, back), self._pass(there, writer))
@@ -57,7 +61,7 @@ class Gate:
                 self._writers.discard(end)
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(OSError):  # also "not connected", of an end that is gone already
             while chunk := await reader.read(_CHUNK):
                 await self._passing.wait()
                 writer.write(chunk)

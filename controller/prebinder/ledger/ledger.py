@@ -4,6 +4,7 @@ Guarantees:
 - Each method is one transaction: after a crash the ledger holds all of it or nothing.
 - Writing the same thing twice is the same as once, so that a caller may repeat after a crash.
 - Only values come out; times are aware and in UTC.
+- Nobody waits for ever for a database that says nothing: that is a LedgerError after a while.
 
 Losing the ledger loses history, never a working link: the registry is the truth about images.
 """
@@ -20,7 +21,7 @@ from typing import Any, Self
 
 from sqlalchemy import Connection, Row, Table, delete, event, func, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -32,6 +33,9 @@ from prebinder.model.events import BuildRecord, BuildState
 from prebinder.model.messages import LaunchRecord
 
 _BUSY_SECONDS = 30
+_POSTGRESQL_SECONDS = {"timeout": 10, "command_timeout": 30}
+"""For connecting and for each statement, as asyncpg names them: a server that is lost without a word says nothing."""
+_MIGRATION_SECONDS = 120
 _PRAGMAS = ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON")
 
 
@@ -46,8 +50,10 @@ class Ledger:
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
         self._insert = postgresql.insert if engine.dialect.name == "postgresql" else sqlite.insert
-        # SQLite has one writer at a time: queueing here is fairer and cheaper than its busy loop.
+        # SQLite has one writer at a time: queueing here is fairer and cheaper than its busy loop. On PostgreSQL, too,
+        # what is written of one build or repository must arrive in order.
         self._writer = asyncio.Lock()
+        self._turn_seconds = None if engine.dialect.name == "sqlite" else _POSTGRESQL_SECONDS["command_timeout"]
 
     @classmethod
     async def open(cls, where: str | Path) -> Self:
@@ -62,8 +68,11 @@ class Ledger:
                 url = url.set(drivername="postgresql+asyncpg")
             if url.get_backend_name() == "sqlite" and url.database:
                 Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-            engine = create_async_engine(url, **_engine_options(url.get_backend_name()))
-            await asyncio.to_thread(upgrade, url.render_as_string(hide_password=False))
+            engine = create_async_engine(url, **_engine_options(url))
+            limits = _limits(url)
+            if limits:
+                limits["command_timeout"] = _MIGRATION_SECONDS
+            await asyncio.to_thread(upgrade, url.render_as_string(hide_password=False), connect_args=limits)
         except ArgumentError:
             raise LedgerError(
                 "ledger.url names no database that can be used here: write for example "
@@ -262,12 +271,22 @@ class Ledger:
     @asynccontextmanager
     async def _writing(self) -> AsyncIterator[AsyncConnection]:
         try:
-            async with self._writer, self._engine.connect() as connection:
+            async with self._turn(), self._engine.connect() as connection:
                 connection = await connection.execution_options(prebinder_writes=True)
                 async with connection.begin():
                     yield connection
         except (SQLAlchemyError, OSError) as error:
             raise LedgerError(f"The ledger cannot be written: {_cause(error)}.") from error
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """Write when those before us have written; behind one that gets no answer, not for long."""
+        async with asyncio.timeout(self._turn_seconds):
+            await self._writer.acquire()
+        try:
+            yield
+        finally:
+            self._writer.release()
 
     async def _put(self, connection: AsyncConnection, table: Table, row: Mapping[str, Any]) -> None:
         """Insert, or replace the row with the same key."""
@@ -279,10 +298,14 @@ class Ledger:
         await connection.execute(statement)
 
 
-def _engine_options(backend: str) -> dict[str, Any]:
-    if backend == "sqlite":
+def _engine_options(url: URL) -> dict[str, Any]:
+    if url.get_backend_name() == "sqlite":
         return {"connect_args": {"timeout": _BUSY_SECONDS}, "pool_size": 4}
-    return {"pool_pre_ping": True, "pool_size": 5, "pool_timeout": _BUSY_SECONDS}
+    return {"connect_args": _limits(url), "pool_pre_ping": True, "pool_size": 5, "pool_timeout": _BUSY_SECONDS}
+
+
+def _limits(url: URL) -> dict[str, Any]:
+    return dict(_POSTGRESQL_SECONDS) if url.drivername == "postgresql+asyncpg" else {}
 
 
 def _prepare_sqlite(connection: Any, _: Any) -> None:
@@ -303,6 +326,8 @@ def _begin_sqlite(connection: Connection) -> None:
 
 def _cause(error: BaseException) -> str:
     original = getattr(error, "orig", None) or error
+    if isinstance(original, TimeoutError) and not str(original):
+        return "no answer in time"
     return str(original).rstrip(".") or type(original).__name__
 
 

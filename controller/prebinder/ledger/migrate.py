@@ -6,7 +6,9 @@ Runs in a thread with an event loop and connection of its own: Alembic is blocki
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from alembic import command
 from alembic.config import Config
@@ -24,13 +26,13 @@ class LedgerError(PrebinderError):
     """The ledger cannot be opened or used."""
 
 
-def upgrade(url: str, to: str = "head") -> None:
+def upgrade(url: str, to: str = "head", connect_args: Mapping[str, Any] | None = None) -> None:
     """Migrate the database at a SQLAlchemy URL (asynchronous driver). Blocks. Raises LedgerError."""
-    asyncio.run(_upgrade(url, to))
+    asyncio.run(_upgrade(url, to, connect_args or {}))
 
 
-async def _upgrade(url: str, to: str) -> None:
-    engine = create_async_engine(url, poolclass=pool.NullPool)
+async def _upgrade(url: str, to: str, connect_args: Mapping[str, Any]) -> None:
+    engine = create_async_engine(url, poolclass=pool.NullPool, connect_args=dict(connect_args))
     try:
         async with engine.begin() as connection:
             await connection.run_sync(_run, to)

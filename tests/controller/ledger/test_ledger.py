@@ -14,8 +14,10 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import create_engine
+from sqlalchemy.engine import make_url
 
 from prebinder.ledger import BuildEntry, Ledger, LedgerError, RepositoryMemory, RevisionMemory, Wish
+from prebinder.ledger import ledger as ledger_module
 from prebinder.ledger.ledger import sqlite_url
 from prebinder.ledger.migrate import upgrade
 from prebinder.ledger.records import RefMemory
@@ -24,7 +26,8 @@ from prebinder.model.catalogue import RefKind
 from prebinder.model.events import BuildRecord, BuildState, Priority
 from prebinder.model.failure import FailureKind
 from prebinder.model.messages import LaunchRecord
-from tests.support.postgresql import postgresql
+from tests.support.postgresql import Postgresql, postgresql
+from tests.support.tcp_gate import gate
 
 __all__ = ["postgresql"]
 
@@ -265,3 +268,25 @@ async def test_a_password_never_stands_in_a_message() -> None:
     with pytest.raises(LedgerError) as caught:
         await Ledger.open("postgresql://user:hidden-word@127.0.0.1:1/name")
     assert "hidden-word" not in str(caught.value)
+
+
+async def test_nobody_waits_for_ever_for_a_database_that_says_nothing(
+    postgresql: Postgresql, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_module, "_POSTGRESQL_SECONDS", {"timeout": 1, "command_timeout": 1})
+    monkeypatch.setattr(ledger_module, "_MIGRATION_SECONDS", 1)
+    server = make_url(postgresql.database())
+    async with gate(f"{server.query['host']}/.s.PGSQL.5432", 0) as way:
+        where = f"postgresql://postgres@127.0.0.1:{way.port}/{server.database}"
+        ledger = await Ledger.open(where)
+        await ledger.put_build(entry("b0"))
+        way.hold()
+        async with asyncio.timeout(30):  # one after another, the writers alone would take longer
+            asked = [*(ledger.put_build(entry(f"b{n}")) for n in range(1, 40)), ledger.health(), Ledger.open(where)]
+            answers = await asyncio.gather(*asked, return_exceptions=True)
+        assert {type(answer) for answer in answers} == {LedgerError}
+        assert {str(answer).partition(": ")[2] for answer in answers[:-1]} == {"no answer in time."}
+        way.open()
+        await ledger.put_build(entry("b0", attempt=2))
+        assert [build.attempt for build in await ledger.builds()] == [2]
+        await ledger.aclose()
