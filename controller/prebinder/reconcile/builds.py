@@ -9,6 +9,7 @@ Guarantees:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 import random
 from collections import Counter
@@ -191,11 +192,15 @@ class Builds:
         try:
             await self._ledger.put_build(entry)
             await journal.say(Phase.WAITING, f"Waiting to build {wanted.revision[:12]}.")
-        except BaseException:
+            current = self._active[record.id]
+            await self._requeue(current)
+        except BaseException as error:
+            lost = self._lose(record.id, error) if isinstance(error, Exception) else None
             self._drop(entry, have)
+            if lost is not None:
+                with contextlib.suppress(PrebinderError):  # it may stand in the ledger as queued
+                    await self._ledger.put_build(lost)
             raise
-        current = self._active[record.id]
-        await self._requeue(current)
         self.dispatch()
         return self._latest.get(image, current)
 
@@ -363,13 +368,13 @@ class Builds:
             self._lose(build_id, error)
         self.dispatch()
 
-    def _lose(self, build_id: str, error: BaseException) -> None:
-        """The ledger or the log failed under a build: it ends in memory, and its followers are told.
+    def _lose(self, build_id: str, error: BaseException) -> BuildEntry | None:
+        """The ledger or the log failed under a build: it ends in memory, as returned, and its followers are told.
 
         The next start takes it up from the ledger."""
         log.error("build.lost", build=build_id, problem=str(error))
         if (entry := self._active.get(build_id)) is None:
-            return
+            return None
         now, message = self._clock(), "The controller could not write down what happened: is its disk full?"
         lost: dict[str, object] = {
             "state": BuildState.FAILED,
@@ -378,8 +383,10 @@ class Builds:
             "message": message,
         }
         self._queue.remove(build_id)
-        self._drop(entry, replace(entry, record=entry.record.model_copy(update=lost)))
+        ended = replace(entry, record=entry.record.model_copy(update=lost))
+        self._drop(entry, ended)
         self._logs.lose(build_id, now, FailureKind.INTERNAL, message)
+        return ended
 
     async def _fail(self, entry: BuildEntry, failure: Failure, *, pause: bool = True) -> None:
         """An attempt failed: queue the next one, or end."""

@@ -15,6 +15,7 @@ from prebinder.model.events import BuildEvent, BuildState, Phase
 from prebinder.model.failure import FailureKind
 from prebinder.model.messages import BuildRequest
 from prebinder.model.spec import Provider, Repository, git_url
+from prebinder.reconcile.attempt import JournalError
 from tests.support.controller import Running, configured, started, until
 from tests.support.memory_host import MemoryHost
 from tests.support.scripted_builder import ScriptedBuilder, Shelf
@@ -111,3 +112,35 @@ async def test_builds_of_a_repository_that_is_gone_end_also_when_its_memory_cann
             it.live.current = configured([])
             it.controller.configuration_changed()
             await until(lambda: builder.ended == [host.head(course)])
+
+
+async def test_who_joins_a_build_that_cannot_be_queued_hears_its_end(
+    tmp_path: Path, course: Repository, host: MemoryHost, hosts: Hosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    click = BuildRequest(provider="git", spec=f"{quote(course.name, safe='')}/aside")
+    reached, joined = asyncio.Event(), asyncio.Event()
+
+    async def full_soon(build: str, event: BuildEvent) -> None:
+        reached.set()
+        await joined.wait()
+        await full(build, event)
+
+    async with started(tmp_path, [{"git": course.name}], hosts) as it:
+        await until(lambda: it.is_state(host.head(course), "ready"))
+        host.push(course, "Aside", branch="aside")
+        with monkeypatch.context() as broken:
+            broken.setattr(it.logs, "append", full_soon)
+            first = asyncio.create_task(it.controller.request_build(click))
+            await asyncio.wait_for(reached.wait(), 20)
+            second = (await it.controller.request_build(click)).build
+            assert second is not None
+            follower = following(it, second.id)
+            joined.set()
+            with pytest.raises(JournalError):
+                await first
+            assert (await follower)[-1].phase is Phase.FAILED
+        assert (await it.ended(second.id)).state is BuildState.FAILED
+        assert await it.ledger.unfinished() == []
+        again = (await it.controller.request_build(click)).build
+        assert again is not None
+        assert (await it.ended(again.id)).state is BuildState.READY
