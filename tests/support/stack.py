@@ -22,7 +22,7 @@ import psutil
 
 from prebinder.config.state import StateFolder
 from prebinder.onemachine.defaults import default_configuration
-from prebinder.onemachine.engine import _Place
+from prebinder.onemachine.place import Place
 
 T = TypeVar("T")
 PREBINDER = Path(sys.executable).parent / "prebinder"
@@ -177,6 +177,6 @@ def stack(root: Path, configuration: str = "") -> Iterator[Stack]:
             except subprocess.TimeoutExpired:
                 here.kill()
         # A path too long for a socket has its sockets elsewhere.
-        for folder in (here.state.run, _Place.of(here.state.root).socket.parent):
+        for folder in (here.state.run, Place.of(here.state.root).socket.parent):
             if not folder.is_relative_to(root):
                 shutil.rmtree(folder, ignore_errors=True)

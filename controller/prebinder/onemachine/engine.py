@@ -16,18 +16,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-import ipaddress
-import json
 import os
-import resource
-import secrets
 import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -37,70 +30,16 @@ import structlog
 from prebinder.builders.engine import PASSED_ON, Engine, attempt, call, last_line
 from prebinder.model.failure import EngineError
 from prebinder.onemachine import leftovers
+from prebinder.onemachine.place import Place, network_name, write_configuration
 
 log = structlog.get_logger(__name__)
 
 EngineChoice = Literal["auto", "podman", "docker"]
 INSTANCE_LABEL = "prebinder.instance"
-_SOCKET_LIMIT = 100  # sun_path holds 108 bytes
 _PACKAGES = ("podman", "runc", "netavark", "aardvark-dns", "iptables", "uidmap", "iproute2")
 _INSTALL_LINE = f"sudo apt-get install --no-install-recommends {' '.join(_PACKAGES)}"
 _ROOT_ONLY = "Start Prebinder as root (sudo make up), or start Docker and be in its group."
 _STEADY = 60.0  # a service that ran so long, in seconds, is started again at once
-_WANTED_LIMITS = {"nofile": (resource.RLIMIT_NOFILE, 65536), "nproc": (resource.RLIMIT_NPROC, 32768)}
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """The names and folders of one instance's podman, all of them functions of its state folder."""
-
-    folder: Path
-    instance: str
-
-    @classmethod
-    def of(cls, state: Path) -> _Place:
-        folder = state.absolute() / "engine"
-        return cls(folder, hashlib.sha256(str(folder).encode()).hexdigest()[:10])
-
-    @property
-    def storage(self) -> Path:
-        return self.folder / "storage"
-
-    @property
-    def run(self) -> Path:
-        return self.folder / "run"
-
-    @property
-    def interface(self) -> str:
-        return f"pb-{self.instance}"  # 13 characters; the kernel takes 15
-
-    @property
-    def storage_conf(self) -> Path:
-        """Its path also marks the processes of this instance."""
-        return self.folder / "storage.conf"
-
-    @property
-    def subnet_file(self) -> Path:
-        return self.folder / "subnet"
-
-    @property
-    def socket(self) -> Path:
-        socket = self.folder / "podman.sock"
-        if len(os.fsencode(socket)) < _SOCKET_LIMIT:
-            return socket
-        # Too deep for a Unix socket: a folder of our own in the place for such things.
-        base = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
-        return base / f"prebinder-{os.geteuid()}-{self.instance}" / "podman.sock"
-
-    def environment(self) -> dict[str, str]:
-        return {
-            "CONTAINERS_CONF": str(self.folder / "containers.conf"),
-            "CONTAINERS_STORAGE_CONF": str(self.storage_conf),
-            "CONTAINERS_REGISTRIES_CONF": str(self.folder / "registries.conf"),
-            "REGISTRY_AUTH_FILE": str(self.folder / "auth.json"),
-            "TMPDIR": str(self.folder / "tmp"),
-            "HOME": str(self.folder / "home"),
-        }
 
 
 @contextlib.asynccontextmanager
@@ -122,13 +61,13 @@ async def start_engine(
         if wanted and (choice == "podman" or not await _docker_answers()):
             await install_engine(say)
         try:
-            engine = await _prepare_podman(_Place.of(state))
+            engine = await _prepare_podman(Place.of(state))
         except EngineError as error:
             problem = str(error)
             if choice == "podman":
                 raise
         else:
-            async with _podman_service(_Place.of(state), engine):
+            async with _podman_service(Place.of(state), engine):
                 yield engine
             return
     if not await _docker_answers():
@@ -136,7 +75,7 @@ async def start_engine(
         hint = "Start Docker, or set builder.engine: podman." if choice == "docker" else hint
         reason = f"docker does not answer on {_docker_socket()}"
         raise EngineError(f"No container engine is usable ({'; '.join(filter(None, (problem, reason)))}). {hint}")
-    place = _Place.of(state)
+    place = Place.of(state)
     place.folder.mkdir(parents=True, exist_ok=True)
     engine = Engine(
         "docker",
@@ -180,10 +119,10 @@ async def clear_leftovers(state: Path) -> None:
 
     Images stay. Does nothing, quickly, when nothing is left.
     """
-    await asyncio.to_thread(_clear, _Place.of(state))
+    await asyncio.to_thread(_clear, Place.of(state))
 
 
-async def _prepare_podman(place: _Place) -> Engine:
+async def _prepare_podman(place: Place) -> Engine:
     """Write podman's configuration for this instance and see that it works. Raises EngineError."""
     if os.geteuid() != 0:
         # Its bridge is then in a network namespace of its own, in which the Hub does not find the servers.
@@ -191,12 +130,12 @@ async def _prepare_podman(place: _Place) -> Engine:
     if shutil.which("podman") is None:
         raise EngineError("podman is not installed")
     await asyncio.to_thread(_clear, place)
-    await asyncio.to_thread(_write_configuration, place)
+    await asyncio.to_thread(write_configuration, place)
     engine = Engine(
         "podman",
         place.environment(),
         place.socket,
-        network=_network_name(place),
+        network=network_name(place),
         storage=place.storage,
         labels={INSTANCE_LABEL: place.instance},
     )
@@ -207,111 +146,8 @@ async def _prepare_podman(place: _Place) -> Engine:
     return engine
 
 
-def _write_configuration(place: _Place) -> None:
-    for folder in (place.storage, place.run, place.folder / "tmp", place.folder / "home", place.folder / "networks"):
-        folder.mkdir(parents=True, exist_ok=True)
-    place.folder.chmod(0o700)
-    place.socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # A new name each time: netavark keeps addresses by network name outside our folder, and those of containers that
-    # were killed are never given back.
-    name = f"prebinder-{place.instance}-{secrets.token_hex(3)}"
-    for old in (place.folder / "networks").glob("*.json"):
-        old.unlink()
-    subnet = _choose_subnet(place)
-    network = {
-        "name": name,
-        "id": hashlib.sha256(name.encode()).hexdigest(),
-        "driver": "bridge",
-        "network_interface": place.interface,
-        "created": "2026-01-01T00:00:00Z",
-        "subnets": [{"subnet": str(subnet), "gateway": str(subnet[1])}],
-        "ipv6_enabled": False,
-        "internal": False,
-        "dns_enabled": False,
-        "ipam_options": {"driver": "host-local"},
-    }
-    (place.folder / "networks" / f"{name}.json").write_text(json.dumps(network))
-    ulimits = [f"{key}={_limit(key)}:{_limit(key)}" for key in _WANTED_LIMITS]
-    containers = f"""\
-# Written by Prebinder at each start.
-[containers]
-default_ulimits = {json.dumps(ulimits)}
-[engine]
-runtime = "{_runtime()}"
-cgroup_manager = "cgroupfs"
-events_logger = "file"
-[network]
-network_backend = "netavark"
-network_config_dir = {json.dumps(str(place.folder / "networks"))}
-default_network = "{name}"
-default_subnet = "{subnet}"
-"""
-    (place.folder / "containers.conf").write_text(containers)
-    place.storage_conf.write_text(
-        f'[storage]\ndriver = "overlay"\n'
-        f"graphroot = {json.dumps(str(place.storage))}\nrunroot = {json.dumps(str(place.run))}\n"
-    )
-    (place.folder / "registries.conf").write_text('unqualified-search-registries = ["docker.io"]\n')
-    (place.folder / "auth.json").write_text("{}")
-
-
-def _network_name(place: _Place) -> str:
-    return next((place.folder / "networks").glob("*.json")).stem
-
-
-def _limit(key: str) -> int:
-    """As many as we want, or as the hard limit of this process allows: nothing can raise that for a container."""
-    number, wanted = _WANTED_LIMITS[key]
-    hard = resource.getrlimit(number)[1]
-    return wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-
-
-def _runtime() -> str:
-    """crun where there is only cgroup v2; elsewhere runc, for crun refuses hybrid hierarchies."""
-    unified = Path("/sys/fs/cgroup/cgroup.controllers").exists()
-    order = ("crun", "runc") if unified else ("runc", "crun")
-    search = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin:/usr/local/sbin"
-    return next((name for name in order if shutil.which(name, path=search)), order[0])
-
-
-def _choose_subnet(place: _Place) -> ipaddress.IPv4Network:
-    """A /24 of 10.64.0.0/10 for this instance: the one it had, or one by its name, that no route of the machine uses.
-
-    Chosen by the instance's hash, so that two instances that start at once choose differently.
-    """
-    taken = _routed_networks(place.interface)
-    with contextlib.suppress(OSError, ValueError):
-        had = ipaddress.IPv4Network(place.subnet_file.read_text().strip())
-        if not any(had.overlaps(other) for other in taken):
-            return had
-    start = int(place.instance, 16)
-    for step in range(16384):
-        number = (start + step * 257) % 16384
-        subnet = ipaddress.IPv4Network(f"10.{64 + number // 256}.{number % 256}.0/24")
-        if not any(subnet.overlaps(other) for other in taken):
-            place.subnet_file.write_text(str(subnet))
-            return subnet
-    raise EngineError("No free subnet in 10.64.0.0/10 for the containers' network: the machine routes all of it.")
-
-
-def _routed_networks(except_interface: str) -> list[ipaddress.IPv4Network]:
-    """What the machine's routing table reaches, other than by default (proc_net_route: little-endian hex)."""
-    networks = []
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/net/route").read_text().splitlines()[1:]:
-            interface, destination, *_ = fields = line.split()
-            mask = fields[7]
-            if interface == except_interface or mask == "00000000":
-                continue
-            address = ipaddress.IPv4Address(bytes.fromhex(destination)[::-1])
-            networks.append(
-                ipaddress.IPv4Network(f"{address}/{ipaddress.IPv4Address(bytes.fromhex(mask)[::-1])}", strict=False)
-            )
-    return networks
-
-
 @contextlib.asynccontextmanager
-async def _podman_service(place: _Place, engine: Engine) -> AsyncIterator[None]:
+async def _podman_service(place: Place, engine: Engine) -> AsyncIterator[None]:
     """Serve the Docker API until the block ends, started again when it ends by itself; then clear everything away."""
     started = asyncio.Event()
     supervising = asyncio.create_task(_supervise(place, engine, started))
@@ -330,7 +166,7 @@ async def _podman_service(place: _Place, engine: Engine) -> AsyncIterator[None]:
         await asyncio.shield(asyncio.to_thread(_clear, place))
 
 
-async def _supervise(place: _Place, engine: Engine, started: asyncio.Event) -> None:
+async def _supervise(place: Place, engine: Engine, started: asyncio.Event) -> None:
     pause = 0.2
     while True:
         began = time.monotonic()
@@ -347,7 +183,7 @@ async def _supervise(place: _Place, engine: Engine, started: asyncio.Event) -> N
         pause = min(pause * 2, 30)
 
 
-async def _serve(place: _Place, engine: Engine, started: asyncio.Event) -> int:
+async def _serve(place: Place, engine: Engine, started: asyncio.Event) -> int:
     """Run the service once; its exit code. Raises EngineError or OSError when it does not start."""
     place.socket.unlink(missing_ok=True)
     # setpriv: the service ends with us, however we end.
@@ -411,7 +247,7 @@ async def _remove_labelled(engine: Engine) -> None:
         await call(engine, "rm", "--force", "--volumes", *found)
 
 
-def _clear(place: _Place) -> None:
+def _clear(place: Place) -> None:
     """Containers first and in podman's own way, so that it tidies its network; then whatever is still there."""
     if not place.folder.exists():
         return

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from prebinder.config.state import StateFolder
-from prebinder.onemachine.engine import _Place
+from prebinder.onemachine.place import Place
 
 
 @pytest.fixture(autouse=True)
 def _sockets_elsewhere(tmp_path: Path) -> Iterator[None]:
     yield
     for root in (tmp_path / ".prebinder", tmp_path / "disk" / "state"):
-        for folder in (StateFolder(root).run, _Place.of(root).socket.parent):
+        for folder in (StateFolder(root).run, Place.of(root).socket.parent):
             if not folder.is_relative_to(tmp_path):
                 shutil.rmtree(folder, ignore_errors=True)

@@ -23,10 +23,10 @@ import structlog
 
 from prebinder.builders.engine import Engine, attempt, call
 from prebinder.model.failure import EngineError
-from prebinder.onemachine import engine as engine_module
 from prebinder.onemachine.base_image import ensure_base_image, recipe_key
 from prebinder.onemachine.engine import answers, clear_leftovers, install_packages, start_engine
 from prebinder.onemachine.leftovers import mounts_below, processes_of, rule_removals
+from prebinder.onemachine.place import Place
 from tests.support.engine import CACHE, base_image, engine, podman
 
 __all__ = ["base_image", "engine"]
@@ -135,7 +135,7 @@ asyncio.run(main())
         assert done.returncode == -signal.SIGKILL, done.stderr
         assert processes_of(state, str(state)) != []
         await clear_leftovers(state)
-        place = engine_module._Place.of(state)
+        place = Place.of(state)
         nothing_is_left(state, place.interface, ipaddress.IPv4Network(place.subnet_file.read_text()))
         async with start_engine(state, "podman") as again:
             assert podman(again, "images", "--quiet", base_image)
