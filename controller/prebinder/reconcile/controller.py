@@ -19,11 +19,11 @@ from prebinder import __version__
 from prebinder.builders.base import Builder, BuildOrder
 from prebinder.builders.logs import LogStore
 from prebinder.config import Configuration, LiveConfiguration
-from prebinder.hosts.base import Host, RefChanged
+from prebinder.hosts.base import Host
 from prebinder.ledger import BuildEntry, Ledger, RepositoryMemory, Wish
-from prebinder.model.catalogue import BuildSummary, Catalogue, RefKind, RepositoryEntry
+from prebinder.model.catalogue import BuildSummary, Catalogue, RepositoryEntry
 from prebinder.model.events import BuildEvent, BuildRecord, BuildState
-from prebinder.model.failure import HostUnavailable, PrebinderError, RegistryError, WebhookRejected
+from prebinder.model.failure import HostUnavailable, PrebinderError, RegistryError
 from prebinder.model.images import ImageName, image_name
 from prebinder.model.messages import (
     BuildReply,
@@ -34,20 +34,20 @@ from prebinder.model.messages import (
     LaunchRecord,
     PrepullStatus,
 )
-from prebinder.model.policy import Ref
-from prebinder.model.spec import Provider, Spec, is_revision, parse_spec
+from prebinder.model.spec import Provider, Spec, parse_spec
 from prebinder.reconcile.attempt import end_of
 from prebinder.reconcile.builds import Builds, Wanted
-from prebinder.reconcile.errors import BuildNotFound, HookClosed
+from prebinder.reconcile.errors import BuildNotFound
 from prebinder.reconcile.health import HealthChecks
 from prebinder.reconcile.metrics import Metrics
-from prebinder.reconcile.plan import may_build_again, recipe
+from prebinder.reconcile.plan import recipe
 from prebinder.reconcile.publish import RECENT_BUILDS, Publisher, build_summary, repository_entry
 from prebinder.reconcile.requests import answers, check_build, check_repository
 from prebinder.reconcile.rounds import Rounds
 from prebinder.reconcile.schedule import Schedule
 from prebinder.reconcile.statuses import Statuses
 from prebinder.reconcile.views import RepositoryView
+from prebinder.reconcile.webhooks import Webhooks
 from prebinder.registry.base import ImageStore
 
 log = structlog.get_logger(__name__)
@@ -55,7 +55,6 @@ log = structlog.get_logger(__name__)
 _DELIVERIES_KEPT = timedelta(days=7)
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 30.0
-_HOOKS = {"github": Provider.GITHUB, "git": Provider.GIT}
 
 
 def _utc_now() -> datetime:
@@ -116,6 +115,18 @@ class Controller:
             clock=clock,
             changed=self._view_changed,
             later=self._schedule.later,
+        )
+        self._webhooks = Webhooks(
+            configuration=configuration,
+            ledger=ledger,
+            hosts=hosts,
+            views=self._views,
+            builds=self._builds,
+            metrics=self.metrics,
+            clock=clock,
+            ready=self._ready,
+            moved=self._moved,
+            spawn=self._spawn,
         )
         self._statuses = Statuses(configuration, self._rounds, self._spawn)
         self._publisher = Publisher(clock, self._compose)
@@ -194,39 +205,8 @@ class Controller:
         return BuildReply(revision=revision, build=entry.record)
 
     async def webhook(self, provider: str, headers: Mapping[str, str], body: bytes) -> int:
-        """Take a webhook; the number of refs that it moves here. `headers` has lower-case keys.
-
-        A push to a branch that is wanted is queued at once, from what the webhook says; a round checks it afterwards.
-        Raises HookClosed or WebhookRejected.
-        """
-        kind = _HOOKS.get(provider)
-        host = self._hosts.get(kind) if kind else None
-        hosts = self._live.current.hosts
-        section = hosts.github if kind is Provider.GITHUB else hosts.git
-        if kind is None or host is None or section.webhook_secret is None:
-            raise HookClosed(
-                f"No webhook is taken at /hooks/{provider[:40]}. Set hosts.{provider[:40]}.webhook_secret to open it."
-                if provider in _HOOKS
-                else "There is no such webhook. Known are: " + ", ".join(_HOOKS) + "."
-            )
-        try:
-            changes = host.verify_webhook(headers, body)
-        except WebhookRejected:
-            self.metrics.webhooks.labels(provider, "rejected").inc()
-            raise
-        taken = 0
-        for change in changes:
-            registered = self._live.current.find(change.repository)
-            view = self._views.get(str(registered.repository)) if registered else None
-            if view is None:
-                continue
-            if change.delivery and not await self._ledger.first_delivery(provider, change.delivery, self._clock()):
-                self.metrics.webhooks.labels(provider, "repeated").inc()
-                continue
-            taken += 1
-            self._spawn(self._pushed(view, change))
-        self.metrics.webhooks.labels(provider, "taken" if taken else "ignored").inc()
-        return taken
+        """See `Webhooks.take`."""
+        return await self._webhooks.take(provider, headers, body)
 
     async def cancel(self, beginning: str) -> BuildRecord:
         """Cancel a build. Raises BuildNotFound or BuildEnded."""
@@ -300,39 +280,16 @@ class Controller:
     async def health(self) -> Health:
         return await self._health.now()
 
-    # Rounds and pushes
+    # Rounds and the configuration
 
     async def _round(self, repository: str, cause: str) -> None:
         if view := self._views.get(repository):
             await self._rounds.run(view, cause)
 
-    async def _pushed(self, view: RepositoryView, change: RefChanged) -> None:
-        """A webhook: build what it names if that is wanted beyond doubt, then let a round look at everything."""
-        now = self._clock()
-        view.note(webhook_at=now)
-        key = (RefKind.BRANCH, change.ref)
-        if change.revision is not None and is_revision(change.revision) and key in view.refs:
-            view.push(key, change.revision, now)
-            ref = Ref(change.ref, RefKind.BRANCH, change.revision)
-            if view.config.policy.wants(ref, view.memory.default_branch):
-                try:
-                    await self._submit_push(view, ref)
-                except PrebinderError as error:
-                    log.warning("webhook.problem", repository=view.key, problem=str(error))
-        self._view_changed(view.key)
-        self._schedule.now(view.key, "webhook")
-
-    async def _submit_push(self, view: RepositoryView, ref: Ref) -> None:
-        configuration = self._live.current
-        image = image_name(configuration.registry.image_prefix, view.repository, ref.revision)
-        settings = recipe(configuration, view.config)
-        last = self._builds.latest(image)
-        if last is not None and not may_build_again(last, settings, 1, configuration.limits.backoff_max, self._clock()):
-            return
-        if await self._ready(image, view, ref.revision):
-            return
-        wanted = Wanted(view.repository, ref.name, ref.revision, image, Wish.TIP, view.config.priority, settings)
-        await self._builds.submit(wanted)
+    def _moved(self, repository: str) -> None:
+        """A webhook moved a ref: the catalogue says so, and a round looks at everything."""
+        self._view_changed(repository)
+        self._schedule.now(repository, "webhook")
 
     async def _apply(self) -> None:
         """Take over the configuration in force: repositories, intervals, image names, parallel builds."""
