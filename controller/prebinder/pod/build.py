@@ -56,9 +56,8 @@ _NOTHING_SECRET = {
 def main(order: PodOrder) -> int:
     """Build; the exit code (`wire.py`)."""
     if order.storage == "overlay" and root_of_the_node(Path("/proc/self/uid_map").read_text()):
-        said = "The cluster gave this build no user namespace; nothing of the repository is run as the node's root."
-        _write(f"Error: {said}", ChildFailure(step=Step.BUILD, message=said))
-        return 1
+        say("building", "The cluster gave this build no user namespace: nothing is run as the node's root.")
+        return wire.EXIT_ROOT
     work = Path(wire.WORK)
     os.environ.update(prepare(order, work))
     resource.setrlimit(resource.RLIMIT_NPROC, (order.processes, order.processes))

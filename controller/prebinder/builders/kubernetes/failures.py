@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from prebinder.builders.base import BuildOrder
 from prebinder.builders.child import ChildFailure
-from prebinder.builders.kubernetes.wire import EXIT_LOG, EXIT_TIMEOUT, PushReport, Role
+from prebinder.builders.kubernetes.wire import EXIT_LOG, EXIT_ROOT, EXIT_TIMEOUT, PushReport, Role
 from prebinder.builders.verdict import judge
 from prebinder.model.failure import Failure, FailureKind
 
@@ -213,6 +213,9 @@ def _build_failure(end: Ended, order: BuildOrder, failed: ChildFailure | None, t
         return Failure(FailureKind.TIMEOUT, f"The build took longer than {order.time_limit:.0f} s.")
     if end.code == EXIT_LOG:
         return Failure(FailureKind.LOG_FLOOD, f"The build wrote more than {_size(order.log_limit)} of log.")
+    if end.code == EXIT_ROOT and failed is None:
+        said = "The cluster gave the build no user namespace: nothing of it was run, as it would be the node's root."
+        return Failure(FailureKind.ENGINE, said)
     if end.reason == "OOMKilled":
         return Failure(FailureKind.MEMORY, f"The build used more than {_size(order.memory_limit)} of memory.")
     if end.code == _EXIT_KILLED and failed is None:

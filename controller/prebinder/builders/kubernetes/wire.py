@@ -18,6 +18,8 @@ CACHE_TAG = "buildcache"
 # Exit codes of the build container beyond repo2docker's 0 and 1.
 EXIT_TIMEOUT = 124
 EXIT_LOG = 125
+EXIT_ROOT = 123
+"""Not begun: it would have run as the node's root."""
 
 # The store in the builder image that holds the base image of pip builds (images/build.py, `preload`), and its name.
 PRELOADED = "/usr/lib/containers/storage"

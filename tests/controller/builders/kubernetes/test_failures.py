@@ -61,6 +61,7 @@ SHORT_NODE = "The node was low on resource: ephemeral-storage. Threshold quantit
     ("what", "kind", "words"),
     [
         (pod(terminated(137, "OOMKilled")), FailureKind.MEMORY, "more than 2.0 GB of memory"),
+        (pod(terminated(123)), FailureKind.ENGINE, "no user namespace"),
         (pod(terminated(124)), FailureKind.TIMEOUT, "longer than 1800 s"),
         (pod(terminated(125)), FailureKind.LOG_FLOOD, "of log"),
         (pod(terminated(137)), FailureKind.ENGINE, "killed from outside"),
