@@ -6,9 +6,9 @@
 
 With PREBINDER_TEST_EVERYTHING=1 (as in CI) a part that is missing on the machine is a failure, not a skip.
 
-One or two failures among the tests with real parts are tried once more, alone: a cluster, an engine and a browser share
-the machine there. What then passes is named at the end as unsteady, and each such name is a bug to look into
-(CONTRIBUTING.md). Unit tests get no second try.
+One or two tests that failed are tried once more, alone: a cluster, an engine, a browser and hundreds of tests share a
+small machine. What then passes is named at the end as unsteady, and each such name is a bug to look into
+(CONTRIBUTING.md).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-REPORT = ROOT / "artifacts" / "real-parts.xml"
+REPORT = ROOT / "artifacts" / "tests.xml"
 BIN = Path(sys.executable).parent
 STATIC = [
     ("ruff", ["ruff", "check", "."]),
@@ -41,19 +41,17 @@ def main() -> int:
     arguments = parser.parse_args()
     steps = list(STATIC)
     if not arguments.only_static:
-        # They wait more than they compute: more of them than processors.
-        steps.append(("unit tests", ["pytest", "-q", "-n", "4", "-m", FAST]))
-        REPORT.unlink(missing_ok=True)
-        real = ["pytest", "-q", "--cache-clear", "-m", f"not ({FAST})", f"--junitxml={REPORT}", *arguments.pytest]
-        steps.append(("real parts", real))
+        # Unit tests wait more than they compute: more of them than processors.
+        steps.append(("unit tests", pytest(FAST, "-n", "4")))
+        steps.append(("real parts", pytest(f"not ({FAST})", *arguments.pytest)))
     failed, unsteady = [], []
     for name, command in steps:
-        ok = run(name, command)
-        if not ok and name == "real parts" and 0 < len(names := failures()) <= SECOND_TRIES:
-            ok = run(
-                "second try", ["pytest", "-q", "-m", f"not ({FAST})", "--last-failed", "--last-failed-no-failures=none"]
-            )
-            unsteady = names if ok else []
+        REPORT.unlink(missing_ok=True)
+        ok = run(name, [*command, "--cache-clear"] if command[0] == "pytest" else command)
+        names = failures()
+        if not ok and 0 < len(names) <= SECOND_TRIES:
+            ok = run(f"{name}, second try", [*command, "-n", "0", "--last-failed", "--last-failed-no-failures=none"])
+            unsteady += names if ok else []
         if not ok:
             failed.append(name)
             if name != "format":
@@ -67,6 +65,11 @@ def main() -> int:
         )
     print("all checks passed")
     return 0
+
+
+def pytest(markers: str, *more: str) -> list[str]:
+    """The words of one run of tests."""
+    return ["pytest", "-q", "-m", markers, f"--junitxml={REPORT}", *more]
 
 
 def run(name: str, command: list[str]) -> bool:
