@@ -110,6 +110,8 @@ def configure(c: Any, settings: ServerSettings) -> None:
     c.JupyterHub.spawn_throttle_retry_range = (2, 8)
     # Servers live on when the Hub is started again.
     c.JupyterHub.cleanup_servers = False
+    # Of anybody's repositories some never start. zero-to-jupyterhub's Hub would end itself at five in a row.
+    c.Spawner.consecutive_failure_limit = 0
     c.Spawner.cmd = list(jupyterhub.COMMAND)
     c.Spawner.apply_user_options = jupyterhub.taken_by_start
     c.PrebinderSpawner.image_prefix = settings.image_prefix

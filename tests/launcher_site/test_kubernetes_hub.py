@@ -71,6 +71,13 @@ def test_every_server_is_without_token_and_privilege() -> None:
     assert c.JupyterHub.authenticator_class == "null"
 
 
+def test_starts_that_fail_one_after_the_other_do_not_end_the_hub() -> None:
+    c = Config()
+    c.Spawner.consecutive_failure_limit = 5  # zero-to-jupyterhub's
+    configure(c, ServerSettings(image_prefix=PREFIX))
+    assert c.Spawner.consecutive_failure_limit == 0
+
+
 def test_root_is_refused() -> None:
     with pytest.raises(ValueError, match="user"):
         ServerSettings(image_prefix=PREFIX, user=0)
