@@ -103,6 +103,7 @@ def test_lint_is_content(chart: Path) -> None:
     ({"config": {"builder": {"kubernetes": {"namespace": "other"}}}}, "Set builds.namespace instead"),
     ({"registry": {"enabled": True}}, "registry.host is not set"),
     ({"gateway": {"enabled": True}}, "gateway.parentRefs is empty"),
+    ({"builds": {"quota": {"pods": "9"}}}, "give builds a namespace of their own"),
 ])  # fmt: skip
 def test_a_wrong_value_fails_with_words_that_say_which(values: dict[str, Any], said: str) -> None:
     done = helm("template", "pb", str(CHART), values=merged(LEAST, values))
@@ -246,6 +247,35 @@ def test_webhooks_and_nothing_else_of_the_controller_are_reachable_from_outside(
     assert targets == backends
 
 
+def test_webhooks_come_from_wherever_the_site_is_reached_from() -> None:
+    """A load balancer, or an ingress controller in its node's network, is no pod that a selector could mean."""
+    route = {"ingress": {"enabled": True, "host": "b.example.org"}}
+    (rule,) = one(render(route), "NetworkPolicy", "pb-prebinder-controller")["spec"]["ingress"]
+    assert "from" not in rule
+    peer = {"podSelector": {"matchLabels": {"a": "b"}}}
+    some = render({**route, "networkPolicy": {"from": [peer]}})
+    (rule,) = one(some, "NetworkPolicy", "pb-prebinder-controller")["spec"]["ingress"]
+    assert peer in rule["from"]
+    (rule,) = one(render({}), "NetworkPolicy", "pb-prebinder-controller")["spec"]["ingress"]
+    assert len(rule["from"]) == 1  # the endpoint alone
+
+
+def test_the_hub_of_the_release_reaches_servers_in_another_namespace() -> None:
+    policy = one(render({"servers": {"namespace": "people"}}), "NetworkPolicy", "pb-prebinder-servers")
+    assert policy["metadata"]["namespace"] == "people"
+    named = [p["namespaceSelector"]["matchLabels"] for p in policy["spec"]["ingress"][0]["from"] if len(p) == 2]
+    assert named == [{"kubernetes.io/metadata.name": "ns"}]
+
+
+def test_the_way_controllers_are_replaced_is_said_in_full() -> None:
+    """What was said is what goes again; a default of the API server would stay beside `Recreate`, which it refuses."""
+    one_controller = one(render({}), "Deployment", "pb-prebinder-controller")["spec"]["strategy"]
+    assert one_controller == {"type": "Recreate", "rollingUpdate": None}
+    several = one(render(TABLE["many controllers"]), "Deployment", "pb-prebinder-controller")["spec"]["strategy"]
+    assert several["type"] == "RollingUpdate"
+    assert several["rollingUpdate"]
+
+
 def test_builds_and_servers_reach_neither_private_addresses_nor_cloud_metadata() -> None:
     """No test sends anything to a metadata address: the manifest is what is looked at."""
     objects = render({})
@@ -255,7 +285,9 @@ def test_builds_and_servers_reach_neither_private_addresses_nor_cloud_metadata()
         blocks = [to["ipBlock"] for rule in policy["egress"] for to in rule.get("to", ())]
         assert all(set(to) == {"ipBlock"} for rule in policy["egress"] for to in rule.get("to", ()))
         v4 = next(b for b in blocks if b["cidr"] == "0.0.0.0/0")
-        assert {"169.254.0.0/16", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"} <= set(v4["except"])
+        assert {"168.63.129.16/32", "169.254.0.0/16", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"} <= set(
+            v4["except"]
+        )
         v6 = next(b for b in blocks if b["cidr"] == "::/0")
         assert {"fc00::/7", "fe80::/10"} <= set(v6["except"])
 
@@ -316,7 +348,7 @@ def test_the_module_in_the_umbrella_runs_as_the_hub_would_run_it(tmp_path: Path)
     assert done.stdout.strip() == "PrebinderKubeSpawner", done.stderr
 
 
-def test_the_umbrella_wires_prebinder_to_its_hub(tmp_path: Path) -> None:
+def umbrella(tmp_path: Path, image_prefix: str) -> subprocess.CompletedProcess[str]:
     """JupyterHub's chart is not of this repository: an empty one of its name stands where `helm dependency` puts it."""
     chart = tmp_path / "prebinder-hub"
     shutil.copytree(UMBRELLA, chart)
@@ -324,7 +356,19 @@ def test_the_umbrella_wires_prebinder_to_its_hub(tmp_path: Path) -> None:
     (chart / "charts" / "jupyterhub").mkdir()
     (chart / "charts" / "jupyterhub" / "Chart.yaml").write_text("apiVersion: v2\nname: jupyterhub\nversion: 4.0.0\n")
     own = {"config": LEAST["config"], "hub": {"publicUrl": "https://hub.example.org"}}
-    done = helm("template", "pb", str(chart), "--namespace", "ns", values={"prebinder": own})
+    hub = {"custom": {"prebinder": {"image_prefix": image_prefix}}}
+    return helm("template", "pb", str(chart), "--namespace", "ns", values={"prebinder": own, "jupyterhub": hub})
+
+
+@pytest.mark.parametrize(("prefix", "said"), [("", "is missing"), ("r.example.org/other/", "the same in both")])
+def test_the_umbrella_refuses_two_halves_that_do_not_fit(tmp_path: Path, prefix: str, said: str) -> None:
+    done = umbrella(tmp_path, prefix)
+    assert done.returncode != 0
+    assert said in done.stderr
+
+
+def test_the_umbrella_wires_prebinder_to_its_hub(tmp_path: Path) -> None:
+    done = umbrella(tmp_path, "r.example.org/binder/")
     assert done.returncode == 0, done.stderr
     objects = [o for o in yaml.safe_load_all(done.stdout) if o]
     hub = configuration(objects)["hub"]
