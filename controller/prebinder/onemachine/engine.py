@@ -130,6 +130,15 @@ async def _prepare_podman(place: Place) -> Engine:
     if shutil.which("podman") is None:
         raise EngineError("podman is not installed")
     await asyncio.to_thread(_clear, place)
+    try:
+        return await _configured_podman(place)
+    except BaseException:
+        # A podman that was ended in the middle leaves its storage mounted.
+        await asyncio.shield(asyncio.to_thread(_clear, place))
+        raise
+
+
+async def _configured_podman(place: Place) -> Engine:
     await asyncio.to_thread(write_configuration, place)
     engine = Engine(
         "podman",
