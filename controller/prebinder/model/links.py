@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from urllib.parse import quote, unquote, urlencode, urljoin, urlsplit
 
-from prebinder.model.failure import PrebinderError
+from prebinder.model.failure import FailureKind, PrebinderError
 from prebinder.model.spec import Repository, Spec
 
 _CONTROL_OR_BACKSLASH = re.compile(r"[\x00-\x1f\x7f\\]")
@@ -19,6 +19,8 @@ MAX_LANDING_LENGTH = 4096
 
 class LandingError(PrebinderError):
     """A landing path that would leave the user's own server, or that no server could serve."""
+
+    kind = FailureKind.REFUSED
 
 
 def launch_path(repository: Repository, ref: str) -> str:

@@ -202,7 +202,7 @@ def gist(name: str) -> Repository:
 def _parse_github(spec: str) -> Spec:
     parts = spec.split("/", 2)
     if len(parts) == 2 or (len(parts) == 3 and not parts[2]):
-        raise SpecError(f"The link names no ref. Did you mean gh/{_shown(spec.rstrip('/'))}/HEAD?")
+        raise SpecError(f"The link names no ref. Did you mean {_shown(f'gh/{parts[0]}/{parts[1]}/HEAD')}?")
     if len(parts) != 3:
         raise SpecError("A GitHub link is gh/owner/repository/ref.")
     return Spec(github(f"{_decode(parts[0])}/{_decode(parts[1])}"), check_ref(_decode(parts[2])))
@@ -212,7 +212,7 @@ def _parse_gitlab(spec: str) -> Spec:
     first, slash, rest = spec.partition("/")
     if "%2f" in first.lower():
         if not slash or not rest:
-            raise SpecError(f"The link names no ref. Did you mean gl/{_shown(first)}/HEAD?")
+            raise SpecError(f"The link names no ref. Did you mean {_shown(f'gl/{first}/HEAD')}?")
         return Spec(gitlab(_decode(first)), check_ref(_decode(rest)))
     # Unescaped `org/repo/ref`, as some clients send it: two segments of name, the rest is the ref.
     parts = spec.split("/", 2)

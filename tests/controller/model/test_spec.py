@@ -107,8 +107,8 @@ def test_the_spellings_of_clients_in_the_wild(provider: str, text: str, reposito
     ("provider", "text", "said"),
     [
         ("bb", "a/b/c", "no provider"),
-        ("gh", "a/b", "Did you mean gh/"),
-        ("gh", "a/b/", "Did you mean gh/"),
+        ("gh", "a/b", 'Did you mean "gh/a/b/HEAD"?'),
+        ("gh", "a/b/", 'Did you mean "gh/a/b/HEAD"?'),
         ("gh", "a", "gh/owner/repository/ref"),
         ("gh", "../b/main", "not a GitHub repository"),
         ("gh", "-a/b/main", "not a GitHub repository"),

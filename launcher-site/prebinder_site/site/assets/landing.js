@@ -62,16 +62,25 @@ export function serverAddress(url, token, landing) {
 
 // The server's address as the stream told it, or null when it is none that a page may open.
 export function serverBase(url) {
-  if (typeof url !== "string" || !URL.canParse(url)) return null;
-  const parsed = new URL(url);
+  const parsed = typeof url === "string" ? parse(url) : null;
+  if (!parsed) return null;
   if (parsed.protocol !== "http:" && parsed.protocol !== "https:") return null;
   if (parsed.search || parsed.hash || parsed.username || parsed.password) return null;
   return parsed.href.endsWith("/") ? parsed.href : parsed.href + "/";
 }
 
+// As URL.parse, which browsers of a few years ago do not have.
+function parse(address, base) {
+  try {
+    return new URL(address, base);
+  } catch {
+    return null;
+  }
+}
+
 function staysBelow(base, address) {
-  if (!URL.canParse(address, base)) return false;
   const below = new URL(base);
-  const joined = new URL(address, base);
+  const joined = parse(address, base);
+  if (!joined) return false;
   return joined.origin === below.origin && joined.pathname.startsWith(below.pathname) && !joined.username && !joined.password;
 }

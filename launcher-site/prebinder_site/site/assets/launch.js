@@ -146,6 +146,7 @@ function title(text) {
 function tryAgain() {
   again = true;
   begin();
+  byId("status").focus({ preventScroll: true }); // the button that had the focus is gone
 }
 
 function begin() {
@@ -334,6 +335,8 @@ function fail(heading, message, advice) {
   byId("failure").hidden = false;
   say(`${heading}.`);
   title("Failed");
+  // Whoever reads by ear hears why, and the keyboard goes on from here.
+  byId("failure").focus({ preventScroll: true });
 }
 
 function describe() {
