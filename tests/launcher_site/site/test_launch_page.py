@@ -163,6 +163,7 @@ async def test_a_lost_connection_is_told_and_made_again(page: Page, visited: Vis
     await expect(page.locator("#status")).to_contain_text("The connection was lost. Trying again in")
     visited.scripts["main"] = whole
     await page.clock.run_for(2000)
+    await page.clock.resume()  # lines are drawn a frame at a time
     # The stream begins again from its first line; the log does not double.
     await expect(page.locator("#log-count")).to_have_text("3 lines")
     await expect(page.locator("#step-building")).to_have_class("step going")
@@ -395,3 +396,30 @@ async def test_a_name_with_markup_in_the_catalogue_stays_text(page: Page, visite
     await page.goto(visited.url + LAUNCH + quote("main"))
     await expect(page.locator("#name")).to_have_text("<img src=x onerror=alert(1)>")
     assert await page.locator("main img").count() == 0
+
+
+async def test_a_browser_of_some_years_ago_launches_too(page: Page, visited: Visited) -> None:
+    async def script(send: Send) -> None:
+        await send("building", "one")
+        await for_ever()
+
+    visited.scripts["main"] = script
+    await page.add_init_script("delete URL.canParse; delete URL.parse")
+    await page.goto(visited.url + LAUNCH + "main")
+    await expect(page.locator("#log-count")).to_have_text("1 line")
+
+
+async def test_the_focus_goes_to_the_failure_and_back_to_what_happens(page: Page, visited: Visited) -> None:
+    async def fails(send: Send) -> None:
+        await send("failed", "It said so.")
+
+    async def waits(_: Send) -> None:
+        await for_ever()
+
+    visited.scripts["main"] = fails
+    await page.goto(visited.url + LAUNCH + "main")
+    await expect(page.locator("#failure")).to_be_focused()
+    visited.scripts["main"] = waits
+    await page.keyboard.press("Tab")
+    await page.locator("#retry").press("Enter")
+    await expect(page.locator("#status")).to_be_focused()
