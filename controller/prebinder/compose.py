@@ -195,17 +195,8 @@ def endpoint_settings(
 
 
 def _entry(registered: RepositoryConfig, hosts: Mapping[Provider, Host]) -> RepositoryEntry:
-    repository = registered.repository
-    host = hosts.get(repository.provider)
-    return RepositoryEntry(
-        repository=str(repository),
-        provider=repository.provider.value,
-        name=repository.name,
-        title=registered.title or repository.name,
-        description=registered.description,
-        url=host.web_url(repository) if host else "",
-        urlpath=registered.urlpath,
-    )
+    host = hosts.get(registered.repository.provider)
+    return registered.entry(host.web_url(registered.repository) if host else "")
 
 
 def local_builder(

@@ -36,8 +36,8 @@ def kill_tree(pid: int, patience: float = 10.0) -> None:
 
 def kill_below(top: psutil.Process, patience: float = 10.0) -> None:
     """Kill every process below `top` until none runs. Raises psutil.NoSuchProcess when `top` is gone."""
-    end = time.monotonic() + patience
-    while (below := [p for p in top.children(recursive=True) if runs(p)]) and time.monotonic() < end:
+    deadline = time.monotonic() + patience
+    while (below := [p for p in top.children(recursive=True) if runs(p)]) and time.monotonic() < deadline:
         for process in below:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_va
 from prebinder.config.kubernetes import KubernetesConfig
 from prebinder.config.prepull import PrepullConfig
 from prebinder.config.values import Bytes, Seconds, Section
+from prebinder.model.catalogue import RepositoryEntry
 from prebinder.model.events import Priority
 from prebinder.model.failure import SpecError
 from prebinder.model.policy import BuildRule, Policy, check_tag_pattern
@@ -117,6 +118,19 @@ class RepositoryConfig(Section):
     @property
     def policy(self) -> Policy:
         return Policy(self.branches, self.tags, self.build)
+
+    def entry(self, url: str) -> RepositoryEntry:
+        """What the catalogue says of it before anybody looked. `url` is where people read it."""
+        repository = self.repository
+        return RepositoryEntry(
+            repository=str(repository),
+            provider=repository.provider.value,
+            name=repository.name,
+            title=self.title or repository.name,
+            description=self.description,
+            url=url,
+            urlpath=self.urlpath,
+        )
 
 
 class GitHubConfig(Section):

@@ -59,24 +59,18 @@ def repository_entry(
     interval: float,
 ) -> RepositoryEntry:
     """One repository of the catalogue; `builds` gives the newest build of a revision."""
-    memory, config = view.memory, view.config
+    memory = view.memory
     fresh = memory.webhook_at is not None and now - memory.webhook_at <= timedelta(seconds=2 * interval)
     newest = sorted(view.revisions.values(), key=lambda m: m.position, reverse=True)
-    return RepositoryEntry(
-        repository=view.key,
-        provider=view.repository.provider.value,
-        name=view.repository.name,
-        title=config.title or view.repository.name,
-        description=config.description,
-        url=url,
-        default_branch=memory.default_branch,
-        urlpath=config.urlpath,
-        looked_at=max((t for t in (memory.looked_at, memory.webhook_at) if t), default=None),
-        fed_by_webhook=fresh and not memory.webhook_missed,
-        problem=memory.problem,
-        refs=tuple(RefEntry(name=r.name, kind=r.kind, revision=r.revision) for r in view.refs.values()),
-        revisions=tuple(revision_entry(m, builds(m.revision)) for m in newest),
-    )
+    seen = {
+        "default_branch": memory.default_branch,
+        "looked_at": max((t for t in (memory.looked_at, memory.webhook_at) if t), default=None),
+        "fed_by_webhook": fresh and not memory.webhook_missed,
+        "problem": memory.problem,
+        "refs": tuple(RefEntry(name=r.name, kind=r.kind, revision=r.revision) for r in view.refs.values()),
+        "revisions": tuple(revision_entry(m, builds(m.revision)) for m in newest),
+    }
+    return view.config.entry(url).model_copy(update=seen)
 
 
 def build_summary(record: BuildRecord) -> BuildSummary:
